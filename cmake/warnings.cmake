@@ -5,3 +5,6 @@ add_library(slidetile_warnings INTERFACE)
 target_compile_options(slidetile_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wno-missing-field-initializers>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror>)
+target_compile_options(slidetile_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror=all-warnings>)
