@@ -3,7 +3,10 @@
 
 namespace slidetile {
 
-std::span<const ForwardKernel> cuda_forward_kernels() noexcept { return {}; }
+std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
+  static const ForwardKernel kernels[] = {cuda::kForwardSm90};
+  return kernels;
+}
 
 std::span<const BackwardKernel> cuda_backward_kernels() noexcept { return {}; }
 

@@ -67,7 +67,7 @@ void cut_tile(const Grid& grid, int32_t tile, const BlockShape& shape, Block* ou
       for (int32_t w = 0; w < extent.w; w += box.w, ++out) {
         *out = {.w = origin.w + w, .h = origin.h + h, .t = origin.t + t, .flags = kBlockPresent, .valid = {}};
         int32_t brought = 0;
-        for (int32_t row = 0; row < shape.box_rows(); ++row) {
+        for (int32_t row = 0; row < shape.box_rows; ++row) {
           const Dim3 at{t + row / (box.h * box.w), h + row / box.w % box.h, w + row % box.w};
           if (at.t < extent.t && at.h < extent.h && at.w < extent.w) set_valid(*out, row);
           brought += origin.t + at.t < canvas.t && origin.h + at.h < canvas.h && origin.w + at.w < canvas.w;
@@ -271,6 +271,7 @@ BlockTable make_block_table(const Tiling& tiling, SlotLimits limits) {
     if (table.shape.slot_rows == 0 || cost < best_cost) {
       best_cost = cost;
       table.shape.box = box;
+      table.shape.box_rows = static_cast<int32_t>(box.volume());
       table.shape.slot_rows = rows;
     }
   }

@@ -1,7 +1,6 @@
 // What the Hopper kernels read beside a plan: tiles as boxes that the copy engine loads, and the order of work. Made once, on the host.
 #pragma once
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -30,9 +29,9 @@ enum BlockFlag : uint32_t {
 /// that a block is given in shared memory; a block off the canvas has slot_rows tokens.
 struct BlockShape {
   Dim3 box{1, 1, 1};
+  int32_t box_rows = 1;  // its volume
   int32_t slot_rows = 0;
   int32_t per_tile = 0;  // blocks of tile i are i * per_tile and on, absent ones last
-  int32_t box_rows() const noexcept { return static_cast<int32_t>(box.volume()); }
 };
 
 struct BlockTable {
@@ -69,7 +68,7 @@ struct ForwardLowering {
   int32_t step_rows = 0;          // key rows that a warpgroup multiplies at a time: 64 or 128
   BlockShape query, key;          // query blocks are units
   int32_t items = 0, groups = 0;
-  std::array<WorkGroup, kMaxWorkGroups> group{};
+  WorkGroup group[kMaxWorkGroups];
   const Block* query_blocks = nullptr;
   const Block* key_blocks = nullptr;
   const int32_t* item_units = nullptr;  // [items][cluster * kUnitsPerCta] query block, -1: none

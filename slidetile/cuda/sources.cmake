@@ -8,13 +8,18 @@ endif()
 set(SLIDETILE_SM80_CODE -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90,code=sm_90)
 set(SLIDETILE_SM90_CODE -gencode=arch=compute_90a,code=sm_90a)
 set(sm80_sources)
-set(sm90_sources)
+set(sm90_sources
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90.cu
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_bf16.cu
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_f16.cu)
 
 target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/kernels.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device.cpp
   ${CMAKE_CURRENT_LIST_DIR}/driver.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_plan.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/lowering.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/tensor_map.cpp
   ${sm80_sources} ${sm90_sources})
 foreach(set sm80 sm90)
   string(TOUPPER ${set} upper)
