@@ -2,7 +2,8 @@
 //
 // Cost of a step, 64 queries x 128 keys at head_dim 128: five products of 64 x 128 x 128, 10.5 MFLOP, 2,560 clocks of the tensor cores.
 // Operands read from shared memory 256 KiB (2,048 clocks); q and dout in 32 KiB; dS out 16 KiB; dq out and read by the copy engine
-// 64 KiB: 2,900 clocks of shared memory, which together with the card's power limit binds. From the second-level cache 32 KiB, to it 32 KiB.
+// 64 KiB: 2,900 clocks of shared memory, which together with the card's power limit binds. From the second-level cache 32 KiB, to it 32
+// KiB.
 #pragma once
 
 #include <cuda.h>
@@ -10,8 +11,11 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "slidetile/cuda/backward_lowering.h"
+#include "slidetile/cuda/backward_sm90.h"
 #include "slidetile/cuda/barrier.cuh"
 #include "slidetile/cuda/tensor_map.cuh"
 #include "slidetile/cuda/tensor_map.h"
@@ -49,11 +53,11 @@ struct BackwardParams {
   TensorMaps q, dout, k, v;
   BackwardLowering tables;
   TokenGeometry query, key;
-  const int32_t* head_class = nullptr;  // [heads], or null: class 0... `one_class` serves all
+  const int32_t* head_class = nullptr;  // [plan_heads]
   const int32_t *query_lengths = nullptr, *key_lengths = nullptr;
-  int32_t one_class = 0;
-  int32_t heads = 0, sheets = 0;      // sheets: batch x heads
-  int32_t heads_together = 0;         // sheets whose items are interleaved
+  int32_t plan_heads = 0;                                                              // 1 serves any number
+  int32_t heads = 0, sheets = 0;                                                       // sheets: batch x heads
+  int32_t heads_together = 0;                                                          // sheets whose items are interleaved
   int32_t query_bytes = 0, key_bytes = 0, query_extra_bytes = 0, key_extra_bytes = 0;  // of a block, per 64 channels
   float scale = 0;
   // For the kernels before and after.
@@ -62,12 +66,12 @@ struct BackwardParams {
   void *dq = nullptr, *dk = nullptr, *dv = nullptr;
   Strides out_strides, dout_strides, lse_strides, dq_strides, dk_strides, dv_strides;
   // Workspace.
-  float* dq_sums = nullptr;    // [sheets][query blocks][2][head_dim / 16][128][4] as accumulators hold them
-  float* lse2 = nullptr;       // [sheets][query blocks][64] lse in base 2; +inf: a row that takes no part
-  float* delta = nullptr;      // [sheets][query blocks][64] sum of out * dout
-  float* partials = nullptr;   // [sheets][partials][dk, dv][2][head_dim / 8][128][4]
-  int32_t* turn = nullptr;     // [sheets][query blocks] key blocks that have added to it
-  int32_t* ticket = nullptr;   // next item
+  float* dq_sums = nullptr;   // [sheets][query blocks][2][head_dim / 16][128][4] as accumulators hold them
+  float* lse2 = nullptr;      // [sheets][query blocks][64] lse in base 2; +inf: a row that takes no part
+  float* delta = nullptr;     // [sheets][query blocks][64] sum of out * dout
+  float* partials = nullptr;  // [sheets][partials][dk, dv][2][head_dim / 8][128][4]
+  int32_t* turn = nullptr;    // [sheets][query blocks] key blocks that have added to it
+  int32_t* ticket = nullptr;  // next item
 };
 
 template <int kDim>
@@ -103,11 +107,11 @@ __device__ __forceinline__ float exp2_fast(float x) {
 /// d (+)= A B for 64 x 32 x 16, both operands in shared memory with the other axis contiguous.
 template <typename T>
 __device__ __forceinline__ void wgmma_shared_32(float (&d)[16], uint64_t a, uint64_t b, int accumulate) {
-#define SLIDETILE_WGMMA_32(type)                                                                                                     \
-  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\nwgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                 \
-               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, p, 1, 1, 1, 1;\n}"                \
-               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]),         \
-                 "+f"(d[9]), "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])                            \
+#define SLIDETILE_WGMMA_32(type)                                                                                                         \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\nwgmma.mma_async.sync.aligned.m64n32k16.f32." type "." type                     \
+               " {%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, %16, %17, p, 1, 1, 1, 1;\n}"                    \
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]), "+f"(d[4]), "+f"(d[5]), "+f"(d[6]), "+f"(d[7]), "+f"(d[8]), "+f"(d[9]), \
+                 "+f"(d[10]), "+f"(d[11]), "+f"(d[12]), "+f"(d[13]), "+f"(d[14]), "+f"(d[15])                                            \
                : "l"(a), "l"(b), "r"(accumulate))
   if constexpr (std::is_same_v<T, __nv_bfloat16>) {
     SLIDETILE_WGMMA_32("bf16");
@@ -144,15 +148,19 @@ __device__ __forceinline__ bool elect_one() {
 
 /// Waits until `turn` key blocks have added to a query block.
 __device__ __forceinline__ void wait_for_turn(const int32_t* word, int32_t turn) {
-  int32_t seen;
-  uint32_t polls = 0;
-  do {
-    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(seen) : "l"(word) : "memory");
+  const auto seen = [word] {
+    int32_t value;
+    asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(word) : "memory");
+    return value;
+  };
 #ifdef SLIDETILE_BOUNDED_WAITS
-    if (++polls > 40'000'000u) __trap();
+  for (uint32_t polls = 0; seen() != turn; ++polls) {
+    if (polls > 40'000'000u) __trap();
+  }
+#else
+  while (seen() != turn) {
+  }
 #endif
-  } while (seen != turn);
-  (void)polls;
 }
 __device__ __forceinline__ void pass_turn(int32_t* word, int32_t turn) {
   asm volatile("fence.proxy.async.global;\nst.release.gpu.global.s32 [%0], %1;" ::"l"(word), "r"(turn) : "memory");
@@ -173,7 +181,8 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kCount], float sc
         const int at = 16 * group + 4 * j + 2 * half;
         v[j] = pack<T>(sums[at] * scale, sums[at + 1] * scale);
       }
-      uint32_t first = __shfl_xor_sync(~0u, (lane & 1) != 0 ? v[0] : v[1], 1), second = __shfl_xor_sync(~0u, (lane & 1) != 0 ? v[2] : v[3], 1);
+      uint32_t first = __shfl_xor_sync(~0u, (lane & 1) != 0 ? v[0] : v[1], 1),
+               second = __shfl_xor_sync(~0u, (lane & 1) != 0 ? v[2] : v[3], 1);
       if ((lane & 1) != 0) {
         v[0] = first, v[2] = second;
       } else {
@@ -197,9 +206,7 @@ struct BackwardWork {
   BackwardItem item;
 };
 
-__device__ __forceinline__ int32_t class_of(const BackwardParams& p, int32_t head) {
-  return p.head_class == nullptr ? p.one_class : p.head_class[head];
-}
+__device__ __forceinline__ int32_t class_of(const BackwardParams& p, int32_t head) { return p.head_class[p.plan_heads == 1 ? 0 : head]; }
 
 // Sheets go in groups; inside a group the item changes slowest. What runs at one time then adds to few query blocks in common.
 __device__ __forceinline__ BackwardWork work_of(const BackwardParams& p, int32_t ticket) {
@@ -229,7 +236,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t base = shared_address(shared), bars = base + Shared::kBarriers;
   // Pairs are two stages.
-  const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48, dout_empty = bars + 64;
+  const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48,
+                 dout_empty = bars + 64;
   const uint32_t ds_full = bars + 80, ds_empty = bars + 96, dq_empty = bars + 112;
   constexpr int kSumsReady = 2;  // named barriers 2 and 3
   auto* const ticket_word = reinterpret_cast<volatile int32_t*>(shared + Shared::kTicket);
@@ -387,7 +395,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     const int32_t length = may_end ? p.key_lengths[work.batch] : 0;
     if (may_end && key_block.w + kBackwardKeyRows > length) whole = false;
     if (!whole) {
-      const auto in_use = [&](int r) { return TokenGeometry::valid(key_block, r) && !(may_end && key_block.w + r >= length); };
+      const auto in_use = [&](int r) {
+        return TokenGeometry::valid(key_block, r) && !(may_end && key_block.w + r >= length);
+      };
       low_valid = in_use(row);
       high_valid = in_use(row + 8);
       // Keys that are not there may be anything, and dq multiplies them by zeros.
@@ -499,10 +509,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       const uint32_t line = lane % 16, target = base + Shared::kDs + stage * Shared::kScores + (64 * half + 16 * warp + line) * 128;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
-        asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                         target + (((2 * k + lane / 16) ^ (line % 8)) << 4)),
-                     "r"(scores[k][0]), "r"(scores[k][1]), "r"(scores[k][2]), "r"(scores[k][3])
-                     : "memory");
+        asm volatile(
+            "stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(target + (((2 * k + lane / 16) ^ (line % 8)) << 4)),
+            "r"(scores[k][0]), "r"(scores[k][1]), "r"(scores[k][2]), "r"(scores[k][3])
+            : "memory");
       }
       fence_async_shared();
       __syncwarp();
@@ -540,7 +550,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     pin(dv);
     if (work.item.partial >= 0) {
       constexpr int64_t kPartial = int64_t{kBackwardKeyRows} * kDim;
-      auto* const target = reinterpret_cast<float4*>(p.partials + (static_cast<int64_t>(work.sheet) * p.tables.partials + work.item.partial) * 2 * kPartial) +
+      auto* const target = reinterpret_cast<float4*>(
+                               p.partials + (static_cast<int64_t>(work.sheet) * p.tables.partials + work.item.partial) * 2 * kPartial) +
                            half * (kDim / 8) * 128 + thread;
 #pragma unroll
       for (int j = 0; j < kDim / 8; ++j) {
@@ -656,7 +667,8 @@ __global__ void __launch_bounds__(256) backward_sm90_partials(const __grid_const
     const Strides& strides = which == 0 ? p.dk_strides : p.dv_strides;
     const auto row_of = [&](int r) {
       if (!TokenGeometry::valid(block, r)) return static_cast<T*>(nullptr);
-      return static_cast<T*>(which == 0 ? p.dk : p.dv) + batch * strides.batch + head * strides.head + p.key.token(block, r) * strides.token;
+      return static_cast<T*>(which == 0 ? p.dk : p.dv) + batch * strides.batch + head * strides.head +
+             p.key.token(block, r) * strides.token;
     };
     store_rows<T>(sums, which == 0 ? p.scale : 1, row_of(row), row_of(row + 8));
   }

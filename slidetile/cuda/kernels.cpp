@@ -8,6 +8,9 @@ std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
   return kernels;
 }
 
-std::span<const BackwardKernel> cuda_backward_kernels() noexcept { return {}; }
+std::span<const BackwardKernel> cuda_backward_kernels() noexcept {
+  static const BackwardKernel kernels[] = {cuda::kBackwardSm90, cuda::kBackwardSm90Unordered};
+  return kernels;
+}
 
 }  // namespace slidetile

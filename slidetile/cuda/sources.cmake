@@ -11,7 +11,10 @@ set(sm80_sources)
 set(sm90_sources
   ${CMAKE_CURRENT_LIST_DIR}/forward_sm90.cu
   ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_bf16.cu
-  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_f16.cu)
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_f16.cu
+  ${CMAKE_CURRENT_LIST_DIR}/backward_sm90.cu
+  ${CMAKE_CURRENT_LIST_DIR}/backward_sm90_bf16.cu
+  ${CMAKE_CURRENT_LIST_DIR}/backward_sm90_f16.cu)
 
 target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/kernels.cpp
@@ -19,6 +22,7 @@ target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/driver.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_plan.cpp
   ${CMAKE_CURRENT_LIST_DIR}/lowering.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/backward_lowering.cpp
   ${CMAKE_CURRENT_LIST_DIR}/tensor_map.cpp
   ${sm80_sources} ${sm90_sources})
 foreach(set sm80 sm90)
