@@ -3,8 +3,14 @@
 
 namespace slidetile {
 
-std::span<const ForwardKernel> cuda_forward_kernels() noexcept { return {}; }
+std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
+  static const ForwardKernel kernels[] = {cuda::kForwardSm80, cuda::kForwardF32};
+  return kernels;
+}
 
-std::span<const BackwardKernel> cuda_backward_kernels() noexcept { return {}; }
+std::span<const BackwardKernel> cuda_backward_kernels() noexcept {
+  static const BackwardKernel kernels[] = {cuda::kBackwardSm80, cuda::kBackwardF32};
+  return kernels;
+}
 
 }  // namespace slidetile
