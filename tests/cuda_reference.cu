@@ -84,8 +84,8 @@ struct Own {
 };
 
 // One warp per (batch, head, slot in tile order) of the plan's query side.
-__device__ bool own_row(const PlanView& plan, int64_t batch, int64_t heads, Own& own) {
-  const int64_t index = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32, tokens = plan.query.tokens;
+__device__ bool own_row(const PlanView& plan, int64_t batch, int64_t heads, int64_t every, Own& own) {
+  const int64_t index = (static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32) * every, tokens = plan.query.tokens;
   if (index >= batch * heads * tokens) return false;
   const int slot = static_cast<int>(index % tokens);
   own.h = static_cast<int>(index / tokens % heads);
@@ -107,6 +107,7 @@ struct Params {
   PlanView plan, transposed;
   const int32_t *query_lengths, *key_lengths;
   double scale;
+  int64_t every;
   double *out, *lse, *delta, *dq, *dk, *dv;
 };
 
@@ -116,7 +117,7 @@ __device__ int length_of(const int32_t* lengths, int b, int64_t tokens) {
 
 __global__ void __launch_bounds__(kThreads) forward(Params p) {
   Own own;
-  if (!own_row(p.plan, p.q.batch, p.q.heads, own)) return;
+  if (!own_row(p.plan, p.q.batch, p.q.heads, p.every, own)) return;
   const int lane = threadIdx.x % 32, key_length = length_of(p.key_lengths, own.b, p.plan.key.tokens);
   const bool used = own.token < length_of(p.query_lengths, own.b, p.plan.query.tokens);
   const int64_t q_at = offset(p.q, own.b, own.h, own.token);
@@ -163,9 +164,19 @@ __global__ void __launch_bounds__(kThreads) forward(Params p) {
   if (lane == 0) p.delta[own.dense] = delta;
 }
 
+// lse and delta of a forward result that is given.
+__global__ void __launch_bounds__(kThreads) given_terms(Params p, View out, View lse) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + threadIdx.x / 32, tokens = p.q.tokens;
+  if (row >= p.q.batch * p.q.heads * tokens) return;
+  const int64_t t = row % tokens, h = row / tokens % p.q.heads, b = row / tokens / p.q.heads;
+  if (threadIdx.x % 32 != 0) return;
+  p.lse[row] = load(lse, offset(lse, b, h, t));
+  p.delta[row] = dot(out, offset(out, b, h, t), p.dout, offset(p.dout, b, h, t));
+}
+
 __global__ void __launch_bounds__(kThreads) backward_queries(Params p) {
   Own own;
-  if (!own_row(p.plan, p.q.batch, p.q.heads, own)) return;
+  if (!own_row(p.plan, p.q.batch, p.q.heads, p.every, own)) return;
   const int lane = threadIdx.x % 32;
   const int64_t q_at = offset(p.q, own.b, own.h, own.token), dout_at = offset(p.dout, own.b, own.h, own.token);
   double dq[kLargestColumns] = {};
@@ -195,7 +206,7 @@ __global__ void __launch_bounds__(kThreads) backward_queries(Params p) {
 
 __global__ void __launch_bounds__(kThreads) backward_keys(Params p) {
   Own own;
-  if (!own_row(p.transposed, p.q.batch, p.q.heads, own)) return;
+  if (!own_row(p.transposed, p.q.batch, p.q.heads, p.every, own)) return;
   const int lane = threadIdx.x % 32;
   const int64_t k_at = offset(p.k, own.b, own.h, own.token), v_at = offset(p.v, own.b, own.h, own.token);
   double dk[kLargestColumns] = {}, dv[kLargestColumns] = {};
@@ -271,6 +282,7 @@ __global__ void compare_kernel(View got, const double* want, DeviceSums* sums) {
     const int64_t d = i % got.head_dim, t = i / got.head_dim % got.tokens, h = i / got.head_dim / got.tokens % got.heads,
                   b = i / got.head_dim / got.tokens / got.heads;
     const double a = load(got, offset(got, b, h, t) + d), e = want[i];
+    if (isnan(e)) continue;
     if (isfinite(a) && isfinite(e)) {
       error += (a - e) * (a - e);
       norm += e * e;
@@ -295,7 +307,11 @@ __global__ void compare_kernel(View got, const double* want, DeviceSums* sums) {
 
 unsigned blocks_of_rows(int64_t rows) { return static_cast<unsigned>((rows + kThreads / 32 - 1) / (kThreads / 32)); }
 
-DeviceDoubles doubles(int64_t count) { return {DeviceMemory(count * static_cast<int64_t>(sizeof(double)))}; }
+DeviceDoubles doubles(int64_t count) {
+  DeviceDoubles made{DeviceMemory(count * static_cast<int64_t>(sizeof(double)))};
+  check(cudaMemset(made.data(), 0xff, static_cast<size_t>(made.memory.bytes())), "cudaMemset");  // NaN
+  return made;
+}
 
 Params params_of(const ReferenceArgs& args) {
   Params p{};
@@ -308,6 +324,7 @@ Params params_of(const ReferenceArgs& args) {
   p.query_lengths = args.query_lengths;
   p.key_lengths = args.key_lengths;
   p.scale = args.scale;
+  p.every = args.every;
   return p;
 }
 
@@ -362,7 +379,7 @@ ReferenceResult reference_forward_on_device(const ReferenceArgs& args) {
   Params p = params_of(args);
   p.out = result.out.data();
   p.lse = result.lse.data();
-  forward<<<blocks_of_rows(rows), kThreads>>>(p);
+  forward<<<blocks_of_rows((rows + args.every - 1) / args.every), kThreads>>>(p);
   check(cudaGetLastError(), "reference forward");
   return result;
 }
@@ -382,9 +399,15 @@ ReferenceResult reference_backward_on_device(const ReferenceArgs& args) {
   p.dq = result.dq.data();
   p.dk = result.dk.data();
   p.dv = result.dv.data();
-  forward<<<blocks_of_rows(rows), kThreads>>>(p);
-  backward_queries<<<blocks_of_rows(rows), kThreads>>>(p);
-  backward_keys<<<blocks_of_rows(key_rows), kThreads>>>(p);
+  if (args.out) {
+    given_terms<<<blocks_of_rows(rows), kThreads>>>(p, view_of_device(args.out), view_of_device(args.lse));
+  } else {
+    p.every = 1;
+    forward<<<blocks_of_rows(rows), kThreads>>>(p);
+    p.every = args.every;
+  }
+  backward_queries<<<blocks_of_rows((rows + args.every - 1) / args.every), kThreads>>>(p);
+  backward_keys<<<blocks_of_rows((key_rows + args.every - 1) / args.every), kThreads>>>(p);
   check(cudaDeviceSynchronize(), "reference backward");
   return result;
 }

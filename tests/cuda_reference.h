@@ -52,6 +52,8 @@ struct ReferenceArgs {
   PlanView plan, transposed;  // on the device; transposed for gradients
   const int32_t *query_lengths = nullptr, *key_lengths = nullptr;
   double scale = 1;
+  int64_t every = 1;    // only every n-th row in tile order; the others are NaN, which compare_on_device leaves out
+  TensorView out, lse;  // backward: a forward result to start from, instead of computing it
 };
 struct ReferenceResult {
   DeviceDoubles out, lse, dq, dk, dv;

@@ -1,12 +1,9 @@
-# The CUDA back end where it is built, else no_cuda.cpp. Sets of machine code: SLIDETILE_SM80_CODE runs on everything since Ampere,
-# as PTX too; SLIDETILE_SM90_CODE on Hopper alone.
+# The CUDA back end where it is built, else no_cuda.cpp. Sources whose code is for one architecture are listed by it (cmake/cuda.cmake).
 if(NOT SLIDETILE_HAS_CUDA)
   target_sources(slidetile PRIVATE ${CMAKE_CURRENT_LIST_DIR}/no_cuda.cpp)
   return()
 endif()
 
-set(SLIDETILE_SM80_CODE -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90,code=sm_90)
-set(SLIDETILE_SM90_CODE -gencode=arch=compute_90a,code=sm_90a)
 set(sm80_sources)
 foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backward_sm80_bf16 backward_sm80_f16 forward_f32 backward_f32)
   list(APPEND sm80_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
