@@ -4,12 +4,12 @@
 namespace slidetile {
 
 std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
-  static const ForwardKernel kernels[] = {cuda::kForwardSm90};
+  static const ForwardKernel kernels[] = {cuda::kForwardSm90, cuda::kForwardSm80, cuda::kForwardF32};
   return kernels;
 }
 
 std::span<const BackwardKernel> cuda_backward_kernels() noexcept {
-  static const BackwardKernel kernels[] = {cuda::kBackwardSm90, cuda::kBackwardSm90Unordered};
+  static const BackwardKernel kernels[] = {cuda::kBackwardSm90, cuda::kBackwardSm80, cuda::kBackwardF32, cuda::kBackwardSm90Unordered};
   return kernels;
 }
 
