@@ -16,16 +16,15 @@ inline constexpr int32_t kBackwardQueryRows = 64, kBackwardKeyRows = 128;
 struct BackwardItem {
   int32_t key_block, first_visit, visits;
   int32_t steps;         // query blocks in all
-  int32_t rank;          // to add to the visits' ranks
   int32_t partial = -1;  // of a key block whose row is cut up: where this item's sums go; -1: it is alone and writes dk and dv
-  int32_t padding[2] = {};
+  int32_t padding[3] = {};
 };
 static_assert(sizeof(BackwardItem) == 32);
 
 /// A query tile in an item's list.
 struct BackwardVisit {
   int32_t first_block, blocks;
-  int32_t rank;  // how many key blocks add to these query blocks before this key tile does
+  int32_t rank;  // how many items add to these query blocks before this one does
   int32_t padding = 0;
 };
 static_assert(sizeof(BackwardVisit) == 16);
@@ -56,8 +55,10 @@ struct BackwardLoweringImage {
   std::vector<std::byte> bytes;
 };
 
-/// Tables of transpose(plan): rows of query tiles for every key tile.
-BackwardLoweringImage lower_backward(const Plan& transposed);
+/// Tables of transpose(plan): rows of query tiles for every key tile. Items add to a query block in the order in which they would come to
+/// it on `slots` multiprocessors, so that a kernel that keeps this order hardly waits. It can't deadlock if as many CTAs are resident at
+/// once, take items in order, and finish a head's items before they take the next one's.
+BackwardLoweringImage lower_backward(const Plan& transposed, int32_t slots);
 BackwardLowering relocated(const BackwardLoweringImage& image, const void* base);
 
 }  // namespace slidetile::cuda

@@ -14,9 +14,6 @@
 namespace slidetile::cuda {
 namespace {
 
-// Sheets whose key blocks are worked on together: fewer meet at a query block, more data is in use at a time.
-constexpr int32_t kSheetsInTurn = 8, kSheetsUnordered = 1;
-
 const char* backward_unavailable() noexcept { return unavailable(Needs::kHopper); }
 
 const BackwardLowering* lowering_of(const BackwardArgs& args) noexcept {
@@ -106,11 +103,10 @@ void run(const BackwardArgs& args, DqOrder order) {
   params.key_lengths = args.key_lengths;
   params.heads = static_cast<int32_t>(args.q.heads());
   params.sheets = static_cast<int32_t>(args.q.batch() * args.q.heads());
-  params.heads_together = order == DqOrder::kInTurn ? kSheetsInTurn : kSheetsUnordered;
   constexpr int32_t kRowBytes = static_cast<int32_t>(kSlabRowBytes);
-  params.query_bytes = lowering.query.box_rows() * kRowBytes;
+  params.query_bytes = lowering.query.box_rows * kRowBytes;
   params.query_extra_bytes = lowering.query.slot_rows * kRowBytes;
-  params.key_bytes = lowering.key.box_rows() * kRowBytes;
+  params.key_bytes = lowering.key.box_rows * kRowBytes;
   params.key_extra_bytes = lowering.key.slot_rows * kRowBytes;
   params.scale = args.scale;
   params.out = args.out.data;

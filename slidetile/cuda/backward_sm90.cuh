@@ -57,7 +57,6 @@ struct BackwardParams {
   const int32_t *query_lengths = nullptr, *key_lengths = nullptr;
   int32_t plan_heads = 0;                                                              // 1 serves any number
   int32_t heads = 0, sheets = 0;                                                       // sheets: batch x heads
-  int32_t heads_together = 0;                                                          // sheets whose items are interleaved
   int32_t query_bytes = 0, key_bytes = 0, query_extra_bytes = 0, key_extra_bytes = 0;  // of a block, per 64 channels
   float scale = 0;
   // For the kernels before and after.
@@ -208,15 +207,13 @@ struct BackwardWork {
 
 __device__ __forceinline__ int32_t class_of(const BackwardParams& p, int32_t head) { return p.head_class[p.plan_heads == 1 ? 0 : head]; }
 
-// Sheets go in groups; inside a group the item changes slowest. What runs at one time then adds to few query blocks in common.
+// Sheets one after the other: the items at work at a time share most of their queries.
 __device__ __forceinline__ BackwardWork work_of(const BackwardParams& p, int32_t ticket) {
-  const int32_t group_items = p.heads_together * p.tables.items, group = ticket / group_items, rest = ticket - group * group_items;
-  const int32_t size = min(p.heads_together, p.sheets - group * p.heads_together), item = rest / size;
   BackwardWork work;
-  work.sheet = group * p.heads_together + rest - item * size;
+  work.sheet = ticket / p.tables.items;
   work.batch = work.sheet / p.heads;
   work.head = work.sheet - work.batch * p.heads;
-  work.item = p.tables.item[class_of(p, work.head) * p.tables.items + item];
+  work.item = p.tables.item[class_of(p, work.head) * p.tables.items + ticket - work.sheet * p.tables.items];
   return work;
 }
 
@@ -233,13 +230,14 @@ __device__ __forceinline__ void copy_block(uint32_t target, uint32_t slab, const
 template <typename T, int kDim, bool kInTurn>
 __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __grid_constant__ BackwardParams p) {
   using Shared = BackwardShared<kDim>;
+  constexpr uint32_t kSlicesHeld = 4;
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t base = shared_address(shared), bars = base + Shared::kBarriers;
   // Pairs are two stages.
   const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48,
                  dout_empty = bars + 64;
-  const uint32_t ds_full = bars + 80, ds_empty = bars + 96, dq_empty = bars + 112;
-  constexpr int kSumsReady = 2;  // named barriers 2 and 3
+  const uint32_t dq_empty = bars + 80;
+  constexpr int kConsumers = 1, kSumsReady = 2;  // named barriers; the second has two stages
   auto* const ticket_word = reinterpret_cast<volatile int32_t*>(shared + Shared::kTicket);
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (threadIdx.x == 0) {
@@ -250,8 +248,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       barrier_init(q_empty + 8 * stage, 2);
       barrier_init(dout_full + 8 * stage, 1);
       barrier_init(dout_empty + 8 * stage, 2);
-      barrier_init(ds_full + 8 * stage, kConsumerThreads / 32);
-      barrier_init(ds_empty + 8 * stage, 2);
       barrier_init(dq_empty + 8 * stage, 1);
     }
     barrier_init_fence();
@@ -323,11 +319,11 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         if (ticket < 0) break;
         const BackwardWork work = work_of(p, ticket);
         __syncwarp();
-        if (threadIdx.x == 32) barrier_arrive(kv_empty);
+        if (!kInTurn && threadIdx.x == 32) barrier_arrive(kv_empty);
 #pragma unroll 1
         for (int32_t v = 0; v < work.item.visits; ++v) {
           const BackwardVisit visit = p.tables.visit[work.item.first_visit + v];
-          const int32_t turn = visit.rank + work.item.rank;
+          const int32_t turn = visit.rank;
 #pragma unroll 1
           for (int32_t b = visit.first_block; b < visit.first_block + visit.blocks; ++b, ++step) {
             const uint32_t stage = step & 1;
@@ -353,6 +349,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
             __syncwarp();
           }
         }
+        // Nobody may wait for an item that waits in this CTA behind another: the next one is taken when all turns of this one are over.
+        if (kInTurn && threadIdx.x == 32) barrier_arrive(kv_empty);
       }
       if (threadIdx.x == 32) bulk_wait();
     } else if (warp == 2) {
@@ -384,32 +382,38 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     barrier_wait(kv_full, round & 1);
     const int32_t ticket = *ticket_word;
     if (ticket < 0) break;
-    const BackwardWork work = work_of(p, ticket);
-    if (work.item.key_block < 0) {
-      if (thread == 0) barrier_arrive(kv_empty);
-      continue;
-    }
-    const Block& key_block = p.tables.key_block[work.item.key_block];
-    bool low_valid = true, high_valid = true, whole = (key_block.flags & kBlockFull) != 0;
-    const bool may_end = p.key_lengths != nullptr && (key_block.flags & kBlockExtra) != 0;
-    const int32_t length = may_end ? p.key_lengths[work.batch] : 0;
-    if (may_end && key_block.w + kBackwardKeyRows > length) whole = false;
-    if (!whole) {
-      const auto in_use = [&](int r) {
-        return TokenGeometry::valid(key_block, r) && !(may_end && key_block.w + r >= length);
-      };
-      low_valid = in_use(row);
-      high_valid = in_use(row + 8);
-      // Keys that are not there may be anything, and dq multiplies them by zeros.
-      if (thread < 64 * (kDim / 64) && !in_use(64 * half + thread % 64)) {
-        auto* const line = reinterpret_cast<uint4*>(shared + Shared::kK + thread / 64 * Shared::kKeySlab + (64 * half + thread % 64) * 128);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) line[i] = make_uint4(0, 0, 0, 0);
+    int32_t steps;
+    bool low_valid = true, high_valid = true, whole;
+    {
+      const BackwardWork work = work_of(p, ticket);
+      steps = work.item.steps;
+      if (work.item.key_block < 0) {
+        named_sync(kConsumers, kConsumerThreads);  // all have read the ticket
+        if (thread == 0) barrier_arrive(kv_empty);
+        continue;
       }
-      fence_async_shared();
-      named_sync(1, kConsumerThreads);
+      const Block& key_block = p.tables.key_block[work.item.key_block];
+      whole = (key_block.flags & kBlockFull) != 0;
+      const bool may_end = p.key_lengths != nullptr && (key_block.flags & kBlockExtra) != 0;
+      const int32_t length = may_end ? p.key_lengths[work.batch] : 0;
+      if (may_end && key_block.w + kBackwardKeyRows > length) whole = false;
+      if (!whole) {
+        const auto in_use = [&](int r) {
+          return TokenGeometry::valid(key_block, r) && !(may_end && key_block.w + r >= length);
+        };
+        low_valid = in_use(row);
+        high_valid = in_use(row + 8);
+        // Keys that are not there may be anything, and dq multiplies them by zeros.
+        if (thread < 64 * (kDim / 64) && !in_use(64 * half + thread % 64)) {
+          auto* const line =
+              reinterpret_cast<uint4*>(shared + Shared::kK + thread / 64 * Shared::kKeySlab + (64 * half + thread % 64) * 128);
+#pragma unroll
+          for (int i = 0; i < 8; ++i) line[i] = make_uint4(0, 0, 0, 0);
+        }
+        fence_async_shared();
+        named_sync(kConsumers, kConsumerThreads);
+      }
     }
-    const int32_t steps = work.item.steps;
     float dk[kDim / 2], dv[kDim / 2], s[32], dp[32], dq[kDim / 4];
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0;
@@ -418,6 +422,32 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       uint32_t address = base;
       asm volatile("" : "+r"(address));
       return address;
+    };
+    // Part of K stays in registers, as many slices as fit: shared memory has to be read less.
+    uint32_t keys_held[kSlicesHeld][4];
+#pragma unroll
+    for (uint32_t k = 0; k < kSlicesHeld; ++k) {
+      const uint32_t line = 64 * half + 16 * warp + lane % 16;
+      const uint32_t from =
+          base + Shared::kK + k / 4 * Shared::kKeySlab + line * kSlabRowBytes + (((2 * (k % 4) + lane / 16) ^ (line % 8)) << 4);
+      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                   : "=r"(keys_held[k][0]), "=r"(keys_held[k][1]), "=r"(keys_held[k][2]), "=r"(keys_held[k][3])
+                   : "r"(from)
+                   : "memory");
+    }
+    const auto multiply_queries = [&](uint32_t queries) {
+      const uint32_t from = origin();
+      wgmma_fence();
+#pragma unroll
+      for (uint32_t k = 0; k < kDim / 16; ++k) {
+        const uint64_t b = operand_descriptor(from + queries + channel_slice(k, kBackwardQueryRows), 16);
+        if (k < kSlicesHeld) {
+          wgmma_registers<T, 64>(s, keys_held[k < kSlicesHeld ? k : 0], b, k != 0);
+        } else {
+          wgmma_shared<T, 64>(s, operand_descriptor(from + Shared::kK + half * 8192 + channel_slice(k, kBackwardKeyRows), 16), b, k != 0);
+        }
+      }
+      wgmma_commit();
     };
     const auto multiply_scores = [&](float(&out)[32], uint32_t keys, uint32_t queries) {
       const uint32_t from = origin();
@@ -462,7 +492,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     };
 
     if (steps > 0) barrier_wait(q_full + 8 * (step & 1), (step >> 1) & 1);
-    multiply_scores(s, Shared::kK, Shared::kQ + (step & 1) * Shared::kQueryTile);
+    multiply_queries(Shared::kQ + (step & 1) * Shared::kQueryTile);
 #pragma unroll 1
     for (int32_t i = 0; i < steps; ++i, ++step) {
       const uint32_t stage = step & 1, parity = (step >> 1) & 1;
@@ -504,8 +534,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
           if (!(j % 2 == 0 ? low_valid : high_valid)) scores[j / 4][j % 4] = 0;
       }
       add_product(dk, scores, q_tile);
-      // dS^T to shared memory for both halves' dq.
-      barrier_wait(ds_empty + 8 * stage, parity ^ 1);
+      // dS^T to shared memory, for the dq of both halves. What was there two steps ago has been read: both passed the barrier since.
       const uint32_t line = lane % 16, target = base + Shared::kDs + stage * Shared::kScores + (64 * half + 16 * warp + line) * 128;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -515,36 +544,27 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
             : "memory");
       }
       fence_async_shared();
-      __syncwarp();
-      if (lane == 0) barrier_arrive(ds_full + 8 * stage);
-      // dq of the step before: its dS is there, so neither half waits for the other. The first of an item is of nothing, and not used.
-      if (i > 0) barrier_wait(ds_full + 8 * (stage ^ 1), ((step - 1) >> 1) & 1);
-      multiply_dq(stage ^ 1);
-      wgmma_wait<2>();  // dV
+      named_sync(kConsumers, kConsumerThreads);
+      multiply_dq(stage);
+      wgmma_wait<1>();  // dV and dK
       pin(dv);
-      if (thread == 0) barrier_arrive(dout_empty + 8 * stage);
-      if (i + 1 < steps) barrier_wait(q_full + 8 * (stage ^ 1), ((step + 1) >> 1) & 1);
-      multiply_scores(s, Shared::kK, Shared::kQ + (stage ^ 1) * Shared::kQueryTile);  // after the last step of whatever is there
-      wgmma_wait<2>();                                                                // dK
       pin(dk);
-      if (thread == 0) barrier_arrive(q_empty + 8 * stage);
+      if (thread == 0) {
+        barrier_arrive(dout_empty + 8 * stage);
+        barrier_arrive(q_empty + 8 * stage);
+      }
+      // The next step's S, under what remains of dq; after the last step of whatever is there, and not used.
+      if (i + 1 < steps) barrier_wait(q_full + 8 * (stage ^ 1), ((step + 1) >> 1) & 1);
+      multiply_queries(Shared::kQ + (stage ^ 1) * Shared::kQueryTile);
       wgmma_wait<1>();  // dq
       pin(dq);
-      if (i > 0) {
-        if (thread == 0) barrier_arrive(ds_empty + 8 * (stage ^ 1));
-        hand_over_dq(step - 1);
-      }
+      hand_over_dq(step);
     }
     wgmma_wait<0>();
-    if (steps > 0) {
-      const uint32_t last = step - 1;
-      barrier_wait(ds_full + 8 * (last & 1), (last >> 1) & 1);
-      multiply_dq(last & 1);
-      wgmma_wait<0>();
-      pin(dq);
-      if (thread == 0) barrier_arrive(ds_empty + 8 * (last & 1));
-      hand_over_dq(last);
-    }
+    // Made anew: kept through the loop, it takes registers that the sums need.
+    const BackwardWork work = work_of(p, *ticket_word);
+    const Block& key_block = p.tables.key_block[work.item.key_block];
+    named_sync(kConsumers, kConsumerThreads);
     if (thread == 0) barrier_arrive(kv_empty);
     pin(dk);
     pin(dv);

@@ -17,7 +17,9 @@ void launch_backward_as(const BackwardParams& params, const BackwardLaunch& how)
                                            .grid = dim3(static_cast<unsigned>(how.ctas)),
                                            .block = dim3(kBackwardThreads),
                                            .shared_bytes = BackwardShared<kDim>::kBytes,
-                                           .stream = how.stream},
+                                           .stream = how.stream,
+                                           .together = kInTurn},  // CTAs wait for each other
+
                                           params);
   launch<backward_sm90_dq<T, kDim>>(
       {.name = "backward_sm90_dq", .grid = query_blocks, .block = dim3(256), .shared_bytes = 0, .stream = how.stream}, params);

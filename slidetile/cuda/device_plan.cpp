@@ -70,8 +70,8 @@ struct BackwardLowered {
   size_t at = 0;
 };
 
-BackwardLowered add_backward_lowering(Image& image, const Plan& transposed) {
-  BackwardLowered lowered{.image = cuda::lower_backward(transposed), .at = 0};
+BackwardLowered add_backward_lowering(Image& image, const Plan& transposed, int32_t slots) {
+  BackwardLowered lowered{.image = cuda::lower_backward(transposed, slots), .at = 0};
   const std::vector<std::byte>& tables = lowered.image.bytes;
   lowered.at = reinterpret_cast<size_t>(image.add(tables.data(), static_cast<int64_t>(tables.size())));
   return lowered;
@@ -142,7 +142,7 @@ struct DevicePlan::State {
               host.query.tokens(), " and ", host.heads());
       transposed = add(image, *host_transposed);
       transposed_lowered = add_lowering(image, *host_transposed);
-      backward_lowered = add_backward_lowering(image, *host_transposed);
+      backward_lowered = add_backward_lowering(image, *host_transposed, cuda::properties_of(to.index).multiprocessors);
       has_transposed = true;
     }
     device = to.index;
