@@ -199,6 +199,12 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kCount], float sc
   }
 }
 
+/// The same value, but the compiler can't know it: what is made from it is not kept in registers from before.
+__device__ __forceinline__ uint32_t opaque(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 /// An item and whose it is.
 struct BackwardWork {
   int32_t sheet, batch, head;
@@ -230,7 +236,7 @@ __device__ __forceinline__ void copy_block(uint32_t target, uint32_t slab, const
 template <typename T, int kDim, bool kInTurn>
 __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __grid_constant__ BackwardParams p) {
   using Shared = BackwardShared<kDim>;
-  constexpr uint32_t kSlicesHeld = 4;
+  constexpr uint32_t kSlicesHeld = kDim == 128 ? 5 : 4;
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t base = shared_address(shared), bars = base + Shared::kBarriers;
   // Pairs are two stages.
@@ -374,7 +380,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   registers_increase<240>();
   const int half = group - 1, thread = threadIdx.x % kGroupThreads, lane = thread % 32;
   const int warp = __shfl_sync(~0u, thread / 32, 0);
-  const int row = 64 * half + 16 * warp + lane / 4;
+  // Of an accumulator, and 8 further.
+  const auto first_row = [&] {
+    return 64 * half + 16 * warp + static_cast<int>(opaque(static_cast<uint32_t>(lane)) / 4);
+  };
   const float scale_log2 = p.scale * kLog2E;
   uint32_t step = 0;
 #pragma unroll 1
@@ -401,6 +410,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         const auto in_use = [&](int r) {
           return TokenGeometry::valid(key_block, r) && !(may_end && key_block.w + r >= length);
         };
+        const int row = first_row();
         low_valid = in_use(row);
         high_valid = in_use(row + 8);
         // Keys that are not there may be anything, and dq multiplies them by zeros.
@@ -419,17 +429,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0;
     // Descriptors are made from the base at each use: kept, they take the registers that the sums need.
     const auto origin = [&] {
-      uint32_t address = base;
-      asm volatile("" : "+r"(address));
-      return address;
+      return opaque(base);
     };
     // Part of K stays in registers, as many slices as fit: shared memory has to be read less.
+    const uint32_t own = opaque(static_cast<uint32_t>(16 * warp + lane % 16 + 64 * half)),
+                   column = opaque(static_cast<uint32_t>(lane / 16));
     uint32_t keys_held[kSlicesHeld][4];
 #pragma unroll
     for (uint32_t k = 0; k < kSlicesHeld; ++k) {
-      const uint32_t line = 64 * half + 16 * warp + lane % 16;
       const uint32_t from =
-          base + Shared::kK + k / 4 * Shared::kKeySlab + line * kSlabRowBytes + (((2 * (k % 4) + lane / 16) ^ (line % 8)) << 4);
+          base + Shared::kK + k / 4 * Shared::kKeySlab + own * kSlabRowBytes + (((2 * (k % 4) + column) ^ (own % 8)) << 4);
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                    : "=r"(keys_held[k][0]), "=r"(keys_held[k][1]), "=r"(keys_held[k][2]), "=r"(keys_held[k][3])
                    : "r"(from)
@@ -583,6 +592,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         if (!TokenGeometry::valid(key_block, r)) return static_cast<T*>(nullptr);
         return static_cast<T*>(tensor) + work.batch * strides.batch + work.head * strides.head + p.key.token(key_block, r) * strides.token;
       };
+      const int row = first_row();
       store_rows<T>(dk, p.scale, row_of(p.dk, p.dk_strides, row), row_of(p.dk, p.dk_strides, row + 8));
       store_rows<T>(dv, 1, row_of(p.dv, p.dv_strides, row), row_of(p.dv, p.dv_strides, row + 8));
     }
