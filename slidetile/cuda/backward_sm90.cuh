@@ -97,6 +97,20 @@ __device__ __forceinline__ float2 unpack(uint32_t packed) {
   }
 }
 
+/// Products of two packed elements and two floats, packed. bf16 rounds the floats first, which costs half as many instructions; in f16
+/// they might overflow where their products don't.
+template <typename T>
+__device__ __forceinline__ uint32_t multiply_packed(uint32_t packed, float low, float high) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    uint32_t product;
+    asm("mul.rn.bf16x2 %0, %1, %2;" : "=r"(product) : "r"(packed), "r"(pack<T>(low, high)));
+    return product;
+  } else {
+    const float2 factors = unpack<T>(packed);
+    return pack<T>(factors.x * low, factors.y * high);
+  }
+}
+
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -203,6 +217,14 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kCount], float sc
 __device__ __forceinline__ uint32_t opaque(uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
+}
+
+/// operand_descriptor of what lies `bytes` after an operand that starts at 16 * `start`.
+__device__ __forceinline__ uint64_t descriptor_at(uint32_t start, uint32_t bytes, uint32_t slab_bytes) {
+  constexpr uint32_t kHigh = static_cast<uint32_t>(operand_descriptor(0, 0) >> 32);
+  uint64_t descriptor;
+  asm("mov.b64 %0, {%1, %2};" : "=l"(descriptor) : "r"(start + (bytes >> 4 | slab_bytes >> 4 << 16)), "r"(kHigh));
+  return descriptor;
 }
 
 /// An item and whose it is.
@@ -427,9 +449,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     float dk[kDim / 2], dv[kDim / 2], s[32], dp[32], dq[kDim / 4];
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) dk[i] = dv[i] = 0;
-    // Descriptors are made from the base at each use: kept, they take the registers that the sums need.
-    const auto origin = [&] {
-      return opaque(base);
+    // Descriptors are made anew at each use, by one addition: kept, they take the registers that the sums need.
+    const auto operand = [&](uint32_t start) {
+      return opaque(((base + start) & 0x3FFFF) >> 4);
     };
     // Part of K stays in registers, as many slices as fit: shared memory has to be read less.
     const uint32_t own = opaque(static_cast<uint32_t>(16 * warp + lane % 16 + 64 * half)),
@@ -445,50 +467,57 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
                    : "memory");
     }
     const auto multiply_queries = [&](uint32_t queries) {
-      const uint32_t from = origin();
+      const uint32_t left = operand(Shared::kK + half * 8192), right = operand(queries);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
-        const uint64_t b = operand_descriptor(from + queries + channel_slice(k, kBackwardQueryRows), 16);
+        const uint64_t b = descriptor_at(right, channel_slice(k, kBackwardQueryRows), 0);
         if (k < kSlicesHeld) {
           wgmma_registers<T, 64>(s, keys_held[k < kSlicesHeld ? k : 0], b, k != 0);
         } else {
-          wgmma_shared<T, 64>(s, operand_descriptor(from + Shared::kK + half * 8192 + channel_slice(k, kBackwardKeyRows), 16), b, k != 0);
+          wgmma_shared<T, 64>(s, descriptor_at(left, channel_slice(k, kBackwardKeyRows), 0), b, k != 0);
         }
       }
       wgmma_commit();
     };
-    const auto multiply_scores = [&](float(&out)[32], uint32_t keys, uint32_t queries) {
-      const uint32_t from = origin();
+    const auto multiply_dout = [&](uint32_t queries) {
+      const uint32_t left = operand(Shared::kV + half * 8192), right = operand(queries);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
-        wgmma_shared<T, 64>(out, operand_descriptor(from + keys + half * 8192 + channel_slice(k, kBackwardKeyRows), 16),
-                            operand_descriptor(from + queries + channel_slice(k, kBackwardQueryRows), 16), k != 0);
+        wgmma_shared<T, 64>(dp, descriptor_at(left, channel_slice(k, kBackwardKeyRows), 0),
+                            descriptor_at(right, channel_slice(k, kBackwardQueryRows), 0), k != 0);
       }
       wgmma_commit();
     };
     const auto add_product = [&](float(&sums)[kDim / 2], const uint32_t(&weights)[4][4], uint32_t queries) {
-      const uint32_t from = origin();
+      const uint32_t right = operand(queries);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < 4; ++k)
-        wgmma_registers<T, kDim, 1>(sums, weights[k], operand_descriptor(from + queries + row_slice(k), Shared::kQuerySlab), 1);
+        wgmma_registers<T, kDim, 1>(sums, weights[k], descriptor_at(right, row_slice(k), Shared::kQuerySlab), 1);
       wgmma_commit();
     };
     const auto multiply_dq = [&](uint32_t stage) {
-      const uint32_t from = origin();
+      const uint32_t left = operand(Shared::kDs + stage * Shared::kScores);
+      const uint32_t right = operand(Shared::kK + half * (kDim == 128 ? Shared::kKeySlab : 64));
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < 8; ++k) {
-        const uint64_t a = operand_descriptor(from + Shared::kDs + stage * Shared::kScores + row_slice(k), 16);
+        const uint64_t a = descriptor_at(left, row_slice(k), 0), b = descriptor_at(right, row_slice(k), 0);
         if constexpr (kDim == 128) {
-          wgmma_shared<T, 64, 1, 1>(dq, a, operand_descriptor(from + Shared::kK + half * Shared::kKeySlab + row_slice(k), 16), k != 0);
+          wgmma_shared<T, 64, 1, 1>(dq, a, b, k != 0);
         } else {
-          wgmma_shared_32<T>(dq, a, operand_descriptor(from + Shared::kK + half * 64 + row_slice(k), 16), k != 0);
+          wgmma_shared_32<T>(dq, a, b, k != 0);
         }
       }
       wgmma_commit();
+    };
+    const auto clear_rows = [&](uint32_t(&pairs)[4][4]) {
+      asm volatile("" ::: "memory");  // keeps it a branch: rarely taken
+#pragma unroll
+      for (int j = 0; j < 16; ++j)
+        if (!(j % 2 == 0 ? low_valid : high_valid)) pairs[j / 4][j % 4] = 0;
     };
     const auto hand_over_dq = [&](uint32_t at) {
       const uint32_t stage = at & 1;
@@ -509,7 +538,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       barrier_wait(dout_full + 8 * stage, parity);
       wgmma_wait<0>();  // S
       pin(s);
-      multiply_scores(dp, Shared::kV, dout_tile);
+      multiply_dout(dout_tile);
       // P, while the tensor cores make dP.
       uint32_t weights[4][4];
       const auto* lse = reinterpret_cast<const float2*>(shared + Shared::kLse + stage * Shared::kRowTerms) + lane % 4;
@@ -520,28 +549,21 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         weights[j / 2][j % 2 * 2 + 1] =
             pack<T>(exp2_fast(fmaf(s[4 * j + 2], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 3], scale_log2, -l.y)));
       }
-      if (!whole) {
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-          if (!(j % 2 == 0 ? low_valid : high_valid)) weights[j / 4][j % 4] = 0;
-      }
+      if (!whole) clear_rows(weights);
       add_product(dv, weights, dout_tile);
       wgmma_wait<1>();  // dP
       pin(dp);
-      // dS, while they make dV. P comes back from its packed form: in floats it would not fit beside dP.
+      // dS, while they make dV. Of P there is only the packed form: in floats it would not fit beside dP.
       uint32_t scores[4][4];
       const auto* delta = reinterpret_cast<const float2*>(shared + Shared::kDelta + stage * Shared::kRowTerms) + lane % 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float2 d = delta[4 * j], low = unpack<T>(weights[j / 2][j % 2 * 2]), high = unpack<T>(weights[j / 2][j % 2 * 2 + 1]);
-        scores[j / 2][j % 2 * 2] = pack<T>(low.x * (dp[4 * j] - d.x), low.y * (dp[4 * j + 1] - d.y));
-        scores[j / 2][j % 2 * 2 + 1] = pack<T>(high.x * (dp[4 * j + 2] - d.x), high.y * (dp[4 * j + 3] - d.y));
+        const float2 d = delta[4 * j];
+        const uint32_t low = weights[j / 2][j % 2 * 2], high = weights[j / 2][j % 2 * 2 + 1];
+        scores[j / 2][j % 2 * 2] = multiply_packed<T>(low, dp[4 * j] - d.x, dp[4 * j + 1] - d.y);
+        scores[j / 2][j % 2 * 2 + 1] = multiply_packed<T>(high, dp[4 * j + 2] - d.x, dp[4 * j + 3] - d.y);
       }
-      if (!whole) {
-#pragma unroll
-        for (int j = 0; j < 16; ++j)
-          if (!(j % 2 == 0 ? low_valid : high_valid)) scores[j / 4][j % 4] = 0;
-      }
+      if (!whole) clear_rows(scores);
       add_product(dk, scores, q_tile);
       // dS^T to shared memory, for the dq of both halves. What was there two steps ago has been read: both passed the barrier since.
       const uint32_t line = lane % 16, target = base + Shared::kDs + stage * Shared::kScores + (64 * half + 16 * warp + line) * 128;
