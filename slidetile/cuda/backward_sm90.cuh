@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (threadIdx.x == 0) {
     barrier_init(kv_full, 1);
-    barrier_init(kv_empty, 4);
+    barrier_init(kv_empty, 5);
     for (uint32_t stage = 0; stage < 2; ++stage) {
       barrier_init(q_full + 8 * stage, 1);
       barrier_init(q_empty + 8 * stage, 2);
@@ -337,8 +337,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
           feed(work, step, p.q, p.lse2, base + Shared::kQ, base + Shared::kLse, q_full, q_empty);
         }
       }
-    } else if (warp == 1) {
-      // Adds what the consumers leave of dq to its sums.
+    } else if (warp != 2) {
+      // Two warps add what the consumers leave of dq to its sums, each every other step: handing on a turn takes most of a step.
+      const uint32_t stage = warp == 1 ? 0 : 1;
+      const bool leader = threadIdx.x % 32 == 0;
       uint32_t step = 0;
 #pragma unroll 1
       for (uint32_t round = 0;; ++round) {
@@ -347,21 +349,20 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         if (ticket < 0) break;
         const BackwardWork work = work_of(p, ticket);
         __syncwarp();
-        if (!kInTurn && threadIdx.x == 32) barrier_arrive(kv_empty);
+        if (!kInTurn && leader) barrier_arrive(kv_empty);
 #pragma unroll 1
         for (int32_t v = 0; v < work.item.visits; ++v) {
           const BackwardVisit visit = p.tables.visit[work.item.first_visit + v];
-          const int32_t turn = visit.rank;
 #pragma unroll 1
           for (int32_t b = visit.first_block; b < visit.first_block + visit.blocks; ++b, ++step) {
-            const uint32_t stage = step & 1;
+            if ((step & 1) != stage) continue;
             const int64_t block = static_cast<int64_t>(work.sheet) * p.tables.query_blocks + b;
             named_sync(kSumsReady + stage, kConsumerThreads + 32);
-            if (threadIdx.x == 32) {
+            if (leader) {
               float* const target = p.dq_sums + block * (kBackwardQueryRows * kDim);
               const uint32_t source = base + Shared::kDq + stage * Shared::kSums;
-              if constexpr (kInTurn) wait_for_turn(p.turn + block, turn);
-              if (kInTurn && turn == 0) {
+              if constexpr (kInTurn) wait_for_turn(p.turn + block, visit.rank);
+              if (kInTurn && visit.rank == 0) {
                 bulk_store(target, source, Shared::kSums);
               } else {
                 bulk_add(target, source, Shared::kSums);
@@ -371,16 +372,16 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
               barrier_arrive(dq_empty + 8 * stage);
               if constexpr (kInTurn) {
                 bulk_wait();
-                pass_turn(p.turn + block, turn + 1);
+                pass_turn(p.turn + block, visit.rank + 1);
               }
             }
             __syncwarp();
           }
         }
         // Nobody may wait for an item that waits in this CTA behind another: the next one is taken when all turns of this one are over.
-        if (kInTurn && threadIdx.x == 32) barrier_arrive(kv_empty);
+        if (kInTurn && leader) barrier_arrive(kv_empty);
       }
-      if (threadIdx.x == 32) bulk_wait();
+      if (leader) bulk_wait();
     } else if (warp == 2) {
       if (elect_one()) {
         uint32_t step = 0;
