@@ -149,6 +149,7 @@ void check_case(const AttentionCase& c, DType dtype, int64_t shift = 0) {
     keep(worst.out, out);
     keep(worst.lse, lse);
   }
+  p.run_forward();
   for (const std::string& kernel : runnable(backward_kernels(DeviceType::kCuda))) {
     CAPTURE(kernel);
     for (const DeviceTensor* tensor : {&p.dq, &p.dk, &p.dv}) tensor->poison();
