@@ -1,6 +1,6 @@
 // Sliding tile attention on a GPU beside the same run's matrix product, in steady state.
 //
-//   gpu_bench [--json FILE] [--cases NAME,NAME..] [--kernel NAME]
+//   gpu_bench [--json FILE] [--cases NAME,NAME..] [--kernel NAME] [--seconds OF_A_ROUND]
 //
 // Steady: 25 warm launches back to back, then 40 (fewer for long ones) timed together, twice. Every result is checked against double
 // precision on sampled rows of one head before it is timed. Fractions are of the mean of the matrix products before and after.
@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -27,7 +28,7 @@ using namespace slidetile::test;
 namespace {
 
 constexpr int kWarm = 25, kTimed = 40, kRounds = 2;
-constexpr double kLongestRoundSeconds = 2.0;
+double longest_round_seconds = 2.0;
 
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) fail(ErrorCode::kDevice, call, ": ", cudaGetErrorString(status));
@@ -98,7 +99,7 @@ Timing time_steady(const Launch& launch) {
   };
   const double one = time(2);
   const auto within = [&](int count) {
-    return std::clamp(static_cast<int>(kLongestRoundSeconds * 1000 / one), 3, count);
+    return std::clamp(static_cast<int>(longest_round_seconds * 1000 / one), 3, count);
   };
   Timing timing;
   for (int round = 0; round < kRounds; ++round) {
@@ -259,6 +260,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--json") == 0) json = argv[i + 1];
     if (std::strcmp(argv[i], "--cases") == 0) cases = argv[i + 1];
     if (std::strcmp(argv[i], "--kernel") == 0) only_kernel = argv[i + 1];
+    if (std::strcmp(argv[i], "--seconds") == 0) longest_round_seconds = std::atof(argv[i + 1]);
   }
   const auto first_runnable = [&](const std::vector<KernelInfo>& kernels) {
     std::vector<std::string> names;
