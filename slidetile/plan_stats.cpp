@@ -45,11 +45,26 @@ std::vector<int64_t> pairs_of_classes(const Plan& plan) {
   return pairs;
 }
 
-/// A run of slots of one query tile.
+/// A run of slots of a query tile, and how many tiles of a query block have one like it.
 struct Segment {
   int32_t row, first, last;  // slots counted from the tile's first
+  int32_t tiles;
   friend auto operator<=>(const Segment&, const Segment&) = default;
 };
+
+void join_equal(std::vector<Segment>& segments) {
+  std::sort(segments.begin(), segments.end());
+  size_t kept = 0;
+  for (const Segment& segment : segments) {
+    Segment& last = segments[kept == 0 ? 0 : kept - 1];
+    if (kept > 0 && last.row == segment.row && last.first == segment.first && last.last == segment.last) {
+      ++last.tiles;
+    } else {
+      segments[kept++] = segment;
+    }
+  }
+  segments.resize(kept);
+}
 
 /// Counts the visible pairs of one query block with every key block.
 class BlockCounter {
@@ -63,7 +78,7 @@ class BlockCounter {
   BlockCounts count(std::span<const Segment> segments) {
     int64_t queries = 0;
     for (const Segment& segment : segments) {
-      queries += segment.last - segment.first;
+      queries += int64_t{segment.last - segment.first} * segment.tiles;
       for (int64_t entry = plan_.row_first(segment.row); entry < plan_.row_last(segment.row); ++entry) add(segment, entry);
     }
     BlockCounts counts;
@@ -89,7 +104,7 @@ class BlockCounter {
       if (more == 0) continue;
       int64_t& pairs = pairs_[static_cast<size_t>(block)];
       if (pairs == 0) touched_.push_back(static_cast<size_t>(block));
-      pairs += more;
+      pairs += more * segment.tiles;
     }
   }
 
@@ -163,9 +178,10 @@ BlockCounts count_blocks(const Plan& plan, int64_t query_block, int64_t key_bloc
         while (plan.query.tile_begin[static_cast<size_t>(tile) + 1] <= slot) ++tile;
         const int64_t first = plan.query.tile_begin[static_cast<size_t>(tile)], last = std::min(end, first + plan.query.tile_size(tile));
         segments.push_back({plan.row_of[static_cast<size_t>(int64_t{c} * plan.query.tiles() + tile)], static_cast<int32_t>(slot - first),
-                            static_cast<int32_t>(last - first)});
+                            static_cast<int32_t>(last - first), 1});
         slot = last;
       }
+      join_equal(segments);
       const auto [at, is_new] = known.try_emplace(std::move(segments));
       if (is_new) at->second = counter.count(at->first);
       BlockCounts& sum = of_class[static_cast<size_t>(c)];
