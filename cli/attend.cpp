@@ -53,6 +53,14 @@ struct Result {
   DType dtype = DType::kF32;
 };
 
+Dim3 extents(const char* option, const std::string& text) {
+  try {
+    return dim3_from_string(text);
+  } catch (const Error& error) {
+    fail(error.code(), option, ": ", error.what());
+  }
+}
+
 // So that hours of work do not end at a file that can't be written.
 void require_place_for(const std::string& path) {
   namespace fs = std::filesystem;
@@ -93,7 +101,7 @@ std::vector<Window> windows_for(const AttendArguments& arguments) {
   require(arguments.window.empty() != arguments.strategy.empty(), "attend: expected one of --window and --strategy");
   if (!arguments.window.empty()) {
     require(!arguments.step && !arguments.layer, "attend: --step and --layer belong to --strategy");
-    return {dim3_from_string(arguments.window)};
+    return {extents("--window", arguments.window)};
   }
   require(arguments.step && arguments.layer, "attend: --strategy needs --step and --layer");
   const auto windows_of = [&](const WindowTable& table) {
@@ -135,7 +143,7 @@ void print_json(const Result& result) {
 }
 
 Result attend(const AttendArguments& arguments) {
-  const Grid grid(dim3_from_string(arguments.canvas), dim3_from_string(arguments.tile));
+  const Grid grid(extents("--canvas", arguments.canvas), extents("--tile", arguments.tile));
   const std::vector<Window> windows = windows_for(arguments);
   for (const Window& window : windows) require_fits(window, grid);
   require(arguments.device == "cpu", "attend: device '", arguments.device, "', expected cpu");
