@@ -26,9 +26,7 @@ void add_commands(CLI::App& app) {
 #ifdef SLIDETILE_HAS_BENCH
   add_bench_command(app);
 #endif
-#ifdef SLIDETILE_HAS_PLAN
   add_plan_command(app);
-#endif
   add_kernels_command(app);
   add_attend_command(app);
 }
