@@ -128,7 +128,7 @@ TEST_CASE("help and version") {
   const Outcome all = folder.run("--help");
   CHECK(all.code == 0);
   CHECK(all.err.empty());
-  for (const char* command : {"attend", "kernels"}) {
+  for (const char* command : {"attend", "kernels", "plan"}) {
     CHECK(contains(all.out, command));
     const Outcome help = folder.run(std::string(command) + " --help");
     CHECK(help.code == 0);
@@ -227,6 +227,10 @@ TEST_CASE("attend refuses what does not fit") {
   const std::pair<std::string, std::string> cases[] = {
       {"", "expected a command"},
       {"frobnicate", "frobnicate"},
+      {"plan", "--canvas is required"},
+      {"plan --canvas 0x1x1 --window 1x1x1", "0x1x1"},
+      {"plan --canvas 8x8x8 --tile 9x1x1 --window 1x1x1", "tile 9x1x1 is larger than canvas 8x8x8"},
+      {"plan --canvas 8x8x8 --tile 4x4x4 --window 0x1x1", "0x1x1"},
       {"attend", "IN is required"},
       {"attend in out", "--canvas is required"},
       {kAttend + window + "--frobnicate", "--frobnicate"},

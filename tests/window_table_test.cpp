@@ -5,6 +5,7 @@
 #include <unistd.h>
 #include <zlib.h>
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -52,13 +53,16 @@ TEST_CASE("the strategy for HunyuanVideo is the published one") {
   const Grid grid({30, 48, 80}, {6, 8, 8});
   REQUIRE(grid.tiles() == Dim3{5, 6, 10});
   CHECK(std::abs(table.sparsity(grid) - 0.58375) < 5e-6);
+  for (const int32_t step : {0, 14}) CHECK(std::abs(table.sparsity(grid, step)) < 1e-12);
+  for (const int32_t step : {15, 49}) {
+    CHECK(table.sparsity(grid, step) > 0.832);
+    CHECK(table.sparsity(grid, step) < 0.836);
+  }
   for (int32_t step = 0; step < 50; ++step) {
-    const double sparsity = table.sparsity(grid, step);
-    if (step < 15) {
-      CHECK(std::abs(sparsity) < 1e-12);
-    } else {
-      CHECK(sparsity > 0.832);
-      CHECK(sparsity < 0.836);
+    for (int32_t layer = 0; layer < 60; ++layer) {
+      const std::span<const Window> windows = table.windows(step, layer);
+      const bool dense = std::all_of(windows.begin(), windows.end(), [](const Window& window) { return window == Window{5, 6, 10}; });
+      CHECK(dense == (step < 15));
     }
   }
   CHECK(table.at(0, 0, 0) == Window{5, 6, 10});
