@@ -117,6 +117,11 @@ struct TilePairs {
   double full = 0, mixed = 0, all = 0;  // numbers of pairs
 };
 
+struct Blocks {
+  int64_t query = 0, key = 0;
+  BlockCounts counts;
+};
+
 struct Report {
   int64_t heads = 1;
   double density = 0, flops = 0, backward_flops = 0, dense_flops = 0;
@@ -125,6 +130,7 @@ struct Report {
   double keys_mean = 0;      // key tiles of a canvas tile's row
   int64_t keys_least = 0, keys_most = 0;
   int64_t bytes = 0;
+  std::optional<Blocks> blocks;  // as --block asks
 };
 
 int64_t bytes_of(const Plan& plan) {
@@ -138,6 +144,13 @@ int64_t bytes_of(const Plan& plan) {
          bytes(plan.key_tile) + bytes(plan.mask_of) + bytes(plan.mask_begin) + bytes(plan.mask_words);
 }
 
+std::optional<Blocks> blocks_of(const Plan& plan, const PlanArguments& arguments) {
+  if (arguments.block.empty()) return std::nullopt;
+  const Dim3 extent = dim3_from_string(arguments.block);
+  require(extent.t == 1, "block: got '", arguments.block, "', expected query slots x key slots, for example 64x128");
+  return Blocks{extent.h, extent.w, count_blocks(plan, extent.h, extent.w)};
+}
+
 Report report_on(const Plan& plan, const PlanArguments& arguments) {
   Report report;
   const Grid& grid = plan.query.grid;
@@ -147,6 +160,7 @@ Report report_on(const Plan& plan, const PlanArguments& arguments) {
   report.backward_flops = backward_flops(plan, report.heads, arguments.head_dim);
   report.dense_flops = report.flops / std::max(report.density, 1e-300);
   report.bytes = bytes_of(plan);
+  report.blocks = blocks_of(plan, arguments);
 
   struct Row {
     double entries = 0, masked = 0, tokens = 0;
@@ -232,18 +246,6 @@ std::string title_of(const PlanArguments& arguments, const Grid& grid) {
   return title;
 }
 
-struct Blocks {
-  int64_t query = 0, key = 0;
-  BlockCounts counts;
-};
-
-std::optional<Blocks> blocks_of(const Plan& plan, const PlanArguments& arguments) {
-  if (arguments.block.empty()) return std::nullopt;
-  const Dim3 extent = dim3_from_string(arguments.block);
-  require(extent.t == 1, "block: got '", arguments.block, "', expected query slots x key slots, for example 64x128");
-  return Blocks{extent.h, extent.w, count_blocks(plan, extent.h, extent.w)};
-}
-
 void print_table(const Plan& plan, const PlanArguments& arguments, const Report& report) {
   const Grid& grid = plan.query.grid;
   const auto line = [](const char* name, const std::string& value) {
@@ -278,7 +280,7 @@ void print_table(const Plan& plan, const PlanArguments& arguments, const Report&
                              count(report.canvas.all - report.canvas.full - report.canvas.mixed) + " empty");
   line("  over the canvas", shares(report.canvas));
   line("  of the centre tile", shares(report.centre));
-  if (const auto blocks = blocks_of(plan, arguments)) {
+  if (const std::optional<Blocks>& blocks = report.blocks) {
     line(("blocks of " + arguments.block).c_str(), grouped(blocks->counts.full) + " full, " + grouped(blocks->counts.partial) +
                                                        " partial, " + grouped(blocks->counts.empty) + " empty");
   }
@@ -315,7 +317,7 @@ void print_json(const Plan& plan, const PlanArguments& arguments, const Report& 
   json["full_tile_pairs"] = static_cast<int64_t>(report.canvas.full);
   json["partial_tile_pairs"] = static_cast<int64_t>(report.canvas.mixed);
   json["empty_tile_pairs"] = static_cast<int64_t>(report.canvas.all - report.canvas.full - report.canvas.mixed);
-  if (const auto blocks = blocks_of(plan, arguments)) {
+  if (const std::optional<Blocks>& blocks = report.blocks) {
     json["blocks"] = {{"query", blocks->query},
                       {"key", blocks->key},
                       {"full", blocks->counts.full},

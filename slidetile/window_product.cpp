@@ -43,7 +43,8 @@ class Axis {
     const auto extent = static_cast<int32_t>(rule.size());
     std::map<Pattern, int32_t> known_patterns;
     std::map<std::vector<Entry>, int32_t> known_rows;
-    for (int32_t origin = 0; origin < extent; origin += tile_extent) {
+    for (int32_t query_tile = 0; query_tile <= (extent - 1) / tile_extent; ++query_tile) {
+      const int32_t origin = query_tile * tile_extent;
       const std::span<const AxisKeys> queries(rule.data() + origin, static_cast<size_t>(std::min(tile_extent, extent - origin)));
       int32_t low = extent, high = 0;
       for (const AxisKeys& keys : queries) {
@@ -52,7 +53,7 @@ class Axis {
         high = std::max(high, keys.last);
       }
       std::vector<Entry> row;
-      for (int32_t tile = low / tile_extent; tile * tile_extent < high; ++tile) {
+      for (int32_t tile = low / tile_extent; high > 0 && tile <= (high - 1) / tile_extent; ++tile) {
         Pattern pattern{std::min(tile_extent, extent - tile * tile_extent), {}};
         for (const AxisKeys& keys : queries) pattern.seen.push_back(clip(keys, tile * tile_extent, pattern.key_size));
         if (!pattern.any()) continue;

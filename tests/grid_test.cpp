@@ -13,12 +13,13 @@ namespace slidetile {
 namespace {
 
 TEST_CASE("tokens and tiles go to coordinates and back, and boxes cover each token once") {
-  for (const auto& [canvas, tile] : {std::pair<Dim3, Dim3>{{1, 1, 1}, {1, 1, 1}},
-                                     {{7, 5, 3}, {2, 2, 2}},
-                                     {{6, 16, 8}, {6, 8, 8}},
-                                     {{1, 13, 11}, {1, 4, 11}},
-                                     {{3, 1, 17}, {3, 1, 16}},
-                                     {{5, 5, 5}, {1, 1, 1}}}) {
+  for (const auto& extents : {std::pair<Dim3, Dim3>{{1, 1, 1}, {1, 1, 1}},
+                              {{7, 5, 3}, {2, 2, 2}},
+                              {{6, 16, 8}, {6, 8, 8}},
+                              {{1, 13, 11}, {1, 4, 11}},
+                              {{3, 1, 17}, {3, 1, 16}},
+                              {{5, 5, 5}, {1, 1, 1}}}) {
+    const Dim3 canvas = extents.first, tile = extents.second;
     CAPTURE(canvas);
     CAPTURE(tile);
     const Grid grid(canvas, tile);
