@@ -45,11 +45,12 @@ class Folder {
   ~Folder() { fs::remove_all(path_); }
   std::string operator/(const std::string& name) const { return path_ + '/' + name; }
 
-  /// Runs the program in this folder with its output in pipes' place: files.
-  Outcome run(const std::string& arguments) const {
-    const std::string command = "cd '" + path_ + "' && '" SLIDETILE_PROGRAM_PATH "' " + arguments + " > '" + *this / ".out" + "' 2> '" +
-                                *this / ".err" + "' < /dev/null";
-    const int status = std::system(command.c_str());
+  /// Runs the program in this folder, its standard output and error in files.
+  Outcome run(const std::string& arguments) const { return shell("'" SLIDETILE_PROGRAM_PATH "' " + arguments); }
+  Outcome shell(const std::string& command) const {
+    const std::string whole =
+        "cd '" + path_ + "' && ( " + command + " ) > '" + *this / ".out" + "' 2> '" + *this / ".err" + "' < /dev/null";
+    const int status = std::system(whole.c_str());
     REQUIRE(WIFEXITED(status));
     return {WEXITSTATUS(status), read_text(*this / ".out"), read_text(*this / ".err")};
   }
@@ -277,8 +278,11 @@ TEST_CASE("attend refuses what does not fit") {
   for (const auto& [arguments, message] : cases) check_fails(folder, arguments, message);
 
   // A disk that is full: nothing is left behind.
-  const Outcome full = folder.run("--help > /dev/full; ulimit -f 1; '" SLIDETILE_PROGRAM_PATH "' " + kAttend + window);
+  const Outcome full = folder.shell("ulimit -f 1; '" SLIDETILE_PROGRAM_PATH "' " + kAttend + window);
   CHECK(full.code == 2);
-  CHECK(contains(full.err, "cannot write 'out': File too large"));
+  CHECK(full.err == "slidetile: cannot write 'out': File too large\n");
+  const Outcome lost = folder.run("kernels > /dev/full");
+  CHECK(lost.code == 2);
+  CHECK(lost.err == "slidetile: cannot write to the standard output\n");
   for (const auto& entry : fs::directory_iterator(folder / "")) CHECK_FALSE(entry.path().filename().string().starts_with("out"));
 }
