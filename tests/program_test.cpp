@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
@@ -198,6 +199,24 @@ TEST_CASE("attend gives what the library gives") {
   table.save(folder / "table.json", TableForm::kPublished);
   CHECK(folder.run(kAttend + "--strategy table.json --step 1 --layer 0").code == 0);
   check_attended(folder, f32, table.windows(1, 0), {});
+}
+
+TEST_CASE("attend finds the strategy that the library carries") {
+  const Folder folder;
+  const std::array<int64_t, 4> shape{1, 24, 300, 4};
+  const Tensor zeros(DType::kF32, shape);
+  std::fill_n(static_cast<float*>(zeros.view().data), zeros.elements(), 0.0F);
+  const SafetensorsTensor tensors[] = {safetensors_tensor("q", zeros.view()), safetensors_tensor("k", zeros.view()),
+                                       safetensors_tensor("v", zeros.view())};
+  write_safetensors(folder / "in", tensors);
+  CHECK(folder.run("attend in out --canvas 5x6x10 --tile 1x1x1 --strategy hunyuan --step 15 --layer 3 --kernel reference").code == 0);
+  // With zeros everywhere lse is the logarithm of the number of keys seen: the window's volume, whatever the query.
+  const SafetensorsFile file(folder / "out");
+  const auto* lse = static_cast<const float*>(file.view("lse").data);
+  for (int32_t head = 0; head < 24; ++head) {
+    const auto seen = static_cast<float>(hunyuan_strategy().at(15, 3, head).volume());
+    for (int token = 0; token < 300; ++token) CHECK(std::exp(lse[head * 300 + token]) == doctest::Approx(seen));
+  }
 }
 
 TEST_CASE("attend refuses what does not fit") {
