@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# From a bare Debian 12 to the result: installs what is missing, builds, and times sliding tile attention against dense attention at
+# HunyuanVideo's shape on this machine's processor. Quick the second time.
+#   demo.sh [ARGUMENT...]     arguments go to `slidetile bench`
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/packages.sh
+
+install_missing "${build_packages[@]}"
+echo "Building in build/release"
+cmake --preset release -DSLIDETILE_TESTS=OFF >build_demo.log 2>&1 || { cat build_demo.log; rm -f build_demo.log; exit 1; }
+rm -f build_demo.log
+cmake --build --preset release
+program=build/release/slidetile
+
+echo
+"$program" plan --canvas 30x48x80 --tile 6x8x8 --window 3x3x3 --png build/window.png
+echo "A picture of which tiles one query tile reads: build/window.png"
+echo
+"$program" bench "$@"

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: which Debian packages the project needs, and how the missing ones are installed.
+
+build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
+test_packages=(doctest-dev clang-format-14 g++-aarch64-linux-gnu qemu-user)
+
+# install_missing PACKAGE...: asks nobody and changes nothing where all are there.
+install_missing() {
+  command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
+    echo "This is no Debian: the build needs what Debian calls $*"
+    return
+  }
+  local missing=() package as_root=()
+  for package in "$@"; do
+    [[ $(dpkg-query --show --showformat='${db:Status-Status} ' "$package" 2>/dev/null) == *installed* ]] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "Missing: ${missing[*]}. Install them as root, or install sudo." >&2; return 1; }
+    as_root=(sudo)
+  fi
+  echo "Installing from Debian's packages: ${missing[*]}"
+  local log; log=$(mktemp)
+  {
+    "${as_root[@]}" apt-get update -qq &&
+      "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  } >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}

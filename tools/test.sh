@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Builds and tests everything that a machine without a GPU can test, from a bare Debian 12: installs what is missing, then runs the
+# stages below, or those that are named. The release stage comes last: its tests include the project's rules and an install.
+#   test.sh [asan] [tsan] [aarch64] [cuda] [release]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/packages.sh
+
+stages=("$@")
+[ $# -gt 0 ] || stages=(asan tsan aarch64 cuda release)
+jobs=$(nproc)
+say() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
+
+# build PRESET [OPTION...]: configure quietly, build.
+build() {
+  local log; log=$(mktemp)
+  cmake --preset "$1" -DSLIDETILE_WERROR=ON -DSLIDETILE_TESTS=ON "${@:2}" >"$log" 2>&1 || { cat "$log"; rm -f "$log"; return 1; }
+  rm -f "$log"
+  cmake --build --preset "$1"
+}
+
+asan() {
+  say "AddressSanitizer and UndefinedBehaviorSanitizer"
+  build asan
+  ctest --preset asan -j "$jobs"
+}
+
+# ThreadSanitizer needs the address layout that kernels used before they randomised more bits of it.
+tsan() {
+  say "ThreadSanitizer"
+  build tsan
+  local fixed_layout=()
+  if setarch "$(uname -m)" --addr-no-randomize true 2>/dev/null; then fixed_layout=(setarch "$(uname -m)" --addr-no-randomize); fi
+  "${fixed_layout[@]}" ctest --preset tsan -j "$jobs"
+}
+
+aarch64() {
+  if [ "$(uname -m)" = aarch64 ]; then echo "aarch64: skipped, this machine is one"; return; fi
+  say "aarch64, cross-compiled and emulated"
+  build aarch64
+  ctest --preset aarch64 -j "$jobs"
+}
+
+# Without a GPU the CUDA back end is compiled, and what the assembler says of each kernel is read.
+cuda() {
+  local nvcc; nvcc=$(command -v nvcc || ls /usr/local/cuda/bin/nvcc 2>/dev/null || true)
+  if [ -z "$nvcc" ] || ! ls slidetile/cuda/*.cu >/dev/null 2>&1; then say "CUDA: skipped, no nvcc or no kernels"; return; fi
+  say "CUDA: compiled, no GPU needed"
+  bash tools/check_ptxas.sh
+}
+
+release() {
+  say "release: all tests and the project's rules"
+  build release
+  ctest --preset release -j "$jobs"
+}
+
+install_missing "${build_packages[@]}" "${test_packages[@]}"
+for stage in "${stages[@]}"; do
+  case $stage in
+    asan | tsan | aarch64 | cuda | release) "$stage" ;;
+    *) echo "test.sh: no stage is named '$stage', expected asan, tsan, aarch64, cuda or release" >&2; exit 2 ;;
+  esac
+done
