@@ -5,7 +5,7 @@ set -euo pipefail
 cd "${1:-$(dirname "$0")/..}"
 
 folders=(); for folder in slidetile video cli python examples bench tests; do [ ! -d $folder ] || folders+=($folder); done
-sources() { find "${folders[@]}" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' \) | LC_ALL=C sort; }
+sources() { find "${folders[@]}" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' \) | LC_ALL=C sort; }
 
 awk '
   # 1 to 8 as in the table, 9 for tests, 0 for a file that the table does not know.
@@ -16,11 +16,11 @@ awk '
       return file ~ /^tests\// ? 9 : 0
     }
     if (file ~ /^slidetile\/(reference|cpu|cuda)\//) return 5
-    name = file; sub(/^slidetile\//, "", name); sub(/\.(h|cpp|cuh|cu)$/, "", name)
+    name = file; sub(/^slidetile\//, "", name); sub(/\.(h|cpp|inl|cuh|cu)$/, "", name)
     if (name == "error") return 1
-    if (name ~ /^(tensor|parallel)$/) return 2
-    if (name ~ /^(grid|plan|safetensors|metrics)$/) return 3
-    if (name == "kernel") return 4
+    if (name ~ /^(tensor|parallel|file|json_guard)$/) return 2
+    if (name ~ /^(grid|plan(_[a-z]+)?|safetensors|metrics)$/) return 3
+    if (name ~ /^(kernel|device_plan)$/) return 4
     return name ~ /^(window(_[a-z0-9_]+)?|attention)$/ ? 6 : 0
   }
   function folder(file) { sub(/\/[^\/]*$/, "", file); return file }

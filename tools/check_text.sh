@@ -8,7 +8,7 @@ bad=0
 complain() { echo "$*"; bad=1; }
 
 mapfile -t sources < <(find . \( -name .git -o -name build -o -name .venv -o -name '*.egg-info' -o -path ./.gpu \) -prune -o -type f \
-  \( -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' -o -name '*.py' -o -name '*.sh' -o -name '*.cmake' -o -name CMakeLists.txt \) -print | LC_ALL=C sort)
+  \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' -o -name '*.py' -o -name '*.sh' -o -name '*.cmake' -o -name CMakeLists.txt \) -print | LC_ALL=C sort)
 [ ${#sources[@]} -gt 0 ] || { echo "check_text: no source files found"; exit 1; }
 
 grep_all() { LC_ALL=C grep -nP "$1" "${sources[@]}" /dev/null | cut -c1-160; }

@@ -4,12 +4,11 @@
 #   demo.sh [ARGUMENT...]     arguments go to `slidetile bench`
 set -euo pipefail
 cd "$(dirname "$0")/.."
-. tools/packages.sh
+. tools/setup.sh
 
 install_missing "${build_packages[@]}"
 echo "Building in build/release"
-cmake --preset release -DSLIDETILE_TESTS=OFF >build_demo.log 2>&1 || { cat build_demo.log; rm -f build_demo.log; exit 1; }
-rm -f build_demo.log
+configure release -DSLIDETILE_TESTS=OFF
 cmake --build --preset release
 program=build/release/slidetile
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sourced by the other scripts: which Debian packages the project needs, and how the missing ones are installed.
+# Sourced by the other scripts: which Debian packages the project needs, how the missing ones are installed, and a quiet configure.
 
 build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
 test_packages=(doctest-dev clang-format-14 g++-aarch64-linux-gnu qemu-user)
@@ -25,5 +25,12 @@ install_missing() {
     "${as_root[@]}" apt-get update -qq &&
       "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
   } >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}
+
+# configure PRESET OPTION...: prints only where it fails.
+configure() {
+  local log; log=$(mktemp)
+  cmake --preset "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
   rm -f "$log"
 }
