@@ -34,3 +34,17 @@ configure() {
   cmake --preset "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
   rm -f "$log"
 }
+
+# zlib for Arm, from Debian's package, unpacked into FOLDER: the system's own packages and lists stay as they are.
+arm_zlib() {  # FOLDER
+  [ ! -e "$1/lib/libz.a" ] || return 0
+  echo "Unpacking zlib for Arm into $1"
+  local work; work=$(mktemp -d)
+  mkdir -p "$work"/{lists,cache/archives}/partial "$1"/{include,lib}
+  local apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
+    -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache")
+  "${apt[@]}" update && (cd "$work" && "${apt[@]}" download zlib1g-dev && dpkg-deb --extract zlib1g-dev_*.deb .)
+  cp "$work"/usr/include/zlib.h "$work"/usr/include/aarch64-linux-gnu/zconf.h "$1/include/"
+  cp "$work"/usr/lib/aarch64-linux-gnu/libz.a "$1/lib/"
+  rm -rf "$work"
+}

@@ -34,6 +34,7 @@ tsan() {
 aarch64() {
   if [ "$(uname -m)" = aarch64 ]; then echo "aarch64: skipped, this machine is one"; return; fi
   say "aarch64, cross-compiled and emulated"
+  arm_zlib build/aarch64-root
   build aarch64
   ctest --preset aarch64 -j "$jobs"
 }
