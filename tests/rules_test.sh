@@ -38,6 +38,7 @@ tree slidetile/cpu/kernels.cpp '#include "slidetile/cpu/pack.h"' '#include <immi
 tree slidetile/cpu/kernels.cpp '#include "slidetile/cuda/launch.h"';     expect bad 'belongs to a back end' includes
 tree slidetile/cpu/kernels.cpp '#include "slidetile/window.h"';          expect bad 'is of level 6' includes
 tree slidetile/plan.cpp '#include <immintrin.h>';                        expect bad 'intrinsics belong' includes
+tree cli/bench.cpp '#include <immintrin.h>';                             expect bad 'intrinsics belong' includes
 tree slidetile/plan.cpp '#include <cuda_runtime.h>';                     expect bad 'CUDA headers belong' includes
 tree slidetile/window.h '#include <nlohmann/json.hpp>';                  expect bad 'JSON belongs' includes
 tree slidetile/plan.cpp '#include <torch/torch.h>';                      expect bad 'torch belongs' includes

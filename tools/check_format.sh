@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 format=$(command -v clang-format-14 || command -v clang-format || true)
 [ -n "$format" ] && "$format" --version | grep -q 'version 14\.' || { echo "check_format: skipped, no clang-format 14 (Debian package clang-format-14)"; exit 77; }
 
-folders=(); for folder in slidetile video cli python examples bench tests; do [ ! -d $folder ] || folders+=($folder); done
+folders=(); for folder in slidetile video cli python examples bench tests fuzz; do [ ! -d $folder ] || folders+=($folder); done
 mapfile -t sources < <(find "${folders[@]}" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' \) | LC_ALL=C sort)
 if [ "${1:-}" = --fix ]; then exec "$format" -i "${sources[@]}"; fi
 bad=()

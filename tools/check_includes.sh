@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "${1:-$(dirname "$0")/..}"
 
-folders=(); for folder in slidetile video cli python examples bench tests; do [ ! -d $folder ] || folders+=($folder); done
+folders=(); for folder in slidetile video cli python examples bench tests fuzz; do [ ! -d $folder ] || folders+=($folder); done
 sources() { find "${folders[@]}" -type f \( -name '*.h' -o -name '*.cpp' -o -name '*.inl' -o -name '*.cuh' -o -name '*.cu' \) | LC_ALL=C sort; }
 
 awk '
@@ -13,7 +13,7 @@ awk '
     if (file !~ /^slidetile\//) {
       if (file ~ /^video\//) return 7
       if (file ~ /^(cli|python|examples|bench)\//) return 8
-      return file ~ /^tests\// ? 9 : 0
+      return file ~ /^(tests|fuzz)\// ? 9 : 0
     }
     if (file ~ /^slidetile\/(reference|cpu|cuda)\//) return 5
     name = file; sub(/^slidetile\//, "", name); sub(/\.(h|cpp|inl|cuh|cu)$/, "", name)
@@ -27,15 +27,15 @@ awk '
   function exists(file,   line, found) { found = (getline line < file) >= 0; close(file); return found }
   function complain(what) { printf "%s:%d: %s\n", file, number, what; bad = 1 }
 
-  # An include of ours. Quotes name a file from the root of the project, or one beside the includer.
+  # An include of ours. Quotes name a file from the root of the project, or one beside the includer; benchmarks use the references of the tests.
   function check_ours(target,   to) {
-    if (!exists(target)) target = folder(file) "/" target
+    if (!exists(target)) target = (file ~ /^bench\// && exists("tests/" target) ? "tests" : folder(file)) "/" target
     if (!exists(target)) { complain("\"" target "\" is no file of the project; system headers go in <>"); return }
     to = level(target)
     if (to == 0) return  # reported where the file itself is read
     if (from == 9) return
     if (from == 8) {
-      if (folder(target) == folder(file)) return
+      if (folder(target) == folder(file) || (file ~ /^bench\// && to == 9)) return
       if (folder(target) ~ /^(slidetile|video)$/ && (target in public || to == 7)) return
       complain(target " is not public: it is not in a FILE_SET HEADERS"); return
     }
@@ -44,8 +44,8 @@ awk '
   }
   function check_system(header) {
     if (header ~ /^(cuda|cublas|cudnn|cooperative_groups|driver_types|device_launch_parameters|vector_types|mma\.h|nv\/|cub\/|cute\/|cutlass\/)/ &&
-        file !~ /^(slidetile\/cuda|tests)\//) complain("CUDA headers belong in slidetile/cuda/: " header)
-    if (header ~ /^([a-z0-9]*intrin|arm_neon|arm_sve|cpuid)\.h$/ && file !~ /^slidetile\/cpu\//) complain("intrinsics belong in slidetile/cpu/: " header)
+        file !~ /^(slidetile\/cuda|tests|bench)\//) complain("CUDA headers belong in slidetile/cuda/: " header)
+    if (header ~ /^([a-z0-9]*intrin|arm_neon|arm_sve|cpuid)\.h$/ && file !~ /^(slidetile\/cpu|bench)\//) complain("intrinsics belong in slidetile/cpu/: " header)
     if (header ~ /^nlohmann\// && file !~ /\.cpp$/) complain("JSON belongs in .cpp files: " header)
     if (header ~ /^(torch|ATen|c10)\// && file !~ /^video\//) complain("torch belongs in video/: " header)
     if (header ~ /^(Python\.h|nanobind\/|pybind11\/)/ && file !~ /^python\//) complain("Python belongs in python/: " header)

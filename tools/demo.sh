@@ -10,7 +10,7 @@ install_missing "${build_packages[@]}"
 echo "Building in build/release"
 configure release -DSLIDETILE_TESTS=OFF
 cmake --build --preset release
-program=build/release/slidetile
+program=build/release/cli/slidetile
 
 echo
 "$program" plan --canvas 30x48x80 --tile 6x8x8 --window 3x3x3 --png build/window.png
