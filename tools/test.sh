@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds and tests everything that a machine without a GPU can test, from a bare Debian 12: installs what is missing, then runs the
 # stages below, or those that are named. The release stage comes last: its tests include the project's rules and an install.
-#   test.sh [asan] [tsan] [aarch64] [release]
+#   test.sh [asan] [tsan] [aarch64] [fuzz] [release]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/setup.sh
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(asan tsan aarch64 release)
+[ $# -gt 0 ] || stages=(asan tsan aarch64 fuzz release)
 jobs=$(nproc)
 say() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 
@@ -39,6 +39,13 @@ aarch64() {
   ctest --preset aarch64 -j "$jobs"
 }
 
+# A short run of each fuzzer; fuzz/CMakeLists.txt says how to run one for longer.
+fuzz() {
+  say "libFuzzer on the readers of files"
+  build fuzz
+  ctest --preset fuzz -j "$jobs"
+}
+
 # Where nvcc is, this compiles the CUDA back end, and a rule reads what the assembler says of each kernel.
 release() {
   say "release: all tests and the project's rules"
@@ -50,7 +57,7 @@ release() {
 install_missing "${build_packages[@]}" "${test_packages[@]}"
 for stage in "${stages[@]}"; do
   case $stage in
-    asan | tsan | aarch64 | release) "$stage" ;;
-    *) echo "test.sh: no stage is named '$stage', expected asan, tsan, aarch64 or release" >&2; exit 2 ;;
+    asan | tsan | aarch64 | fuzz | release) "$stage" ;;
+    *) echo "test.sh: no stage is named '$stage', expected asan, tsan, aarch64, fuzz or release" >&2; exit 2 ;;
   esac
 done
