@@ -44,7 +44,7 @@ arm_zlib() {  # FOLDER
   local apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
     -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache")
   "${apt[@]}" update && (cd "$work" && "${apt[@]}" download zlib1g-dev && dpkg-deb --extract zlib1g-dev_*.deb .)
-  cp "$work"/usr/include/zlib.h "$work"/usr/include/aarch64-linux-gnu/zconf.h "$1/include/"
+  cp "$work"/usr/include/z*.h "$1/include/"
   cp "$work"/usr/lib/aarch64-linux-gnu/libz.a "$1/lib/"
   rm -rf "$work"
 }
