@@ -39,7 +39,8 @@ TensorView with_shape(TensorView like, std::array<int64_t, 4> shape) {
 void check_inputs(const char* where, const ForwardTensors& t, const PlanView& plan, const AttentionOptions& options) {
   const TensorView& q = t.q;
   require(q.data != nullptr, where, ": q has no data");
-  require(q.batch() > 0 && q.heads() > 0 && q.tokens() > 0, where, ": q is ", shape_of(q), ", expected [batch, heads, tokens, head_dim] with none of them 0");
+  require(q.batch() > 0 && q.heads() > 0 && q.tokens() > 0, where, ": q is ", shape_of(q),
+          ", expected [batch, heads, tokens, head_dim] with none of them 0");
   require(q.head_dim() >= 1 && q.head_dim() <= kLargestHeadDim, where, ": head_dim is ", q.head_dim(), ", expected 1 to ", kLargestHeadDim);
   require_like(where, {"q", q}, q, q.dtype);
   require(q.tokens() == plan.query.tokens, where, ": q has ", q.tokens(), " tokens, the plan covers ", plan.query.tokens, " (canvas ",
@@ -151,12 +152,14 @@ const Kernel<Args>& choose(const char* where, const Args& args, std::string_view
 
 const ForwardKernel& choose(const ForwardArgs& args, const AttentionOptions& options) {
   const bool cpu = args.q.device.type == DeviceType::kCpu;
-  return choose("attention forward", args, options.kernel, cpu ? cpu_forward_kernels() : cuda_forward_kernels(), reference_forward_kernels());
+  return choose("attention forward", args, options.kernel, cpu ? cpu_forward_kernels() : cuda_forward_kernels(),
+                reference_forward_kernels());
 }
 
 const BackwardKernel& choose(const BackwardArgs& args, const AttentionOptions& options) {
   const bool cpu = args.q.device.type == DeviceType::kCpu;
-  return choose("attention backward", args, options.kernel, cpu ? cpu_backward_kernels() : cuda_backward_kernels(), reference_backward_kernels());
+  return choose("attention backward", args, options.kernel, cpu ? cpu_backward_kernels() : cuda_backward_kernels(),
+                reference_backward_kernels());
 }
 
 template <typename Args>
@@ -167,8 +170,8 @@ int64_t workspace_bytes(const Kernel<Args>& kernel, const Args& args) {
 template <typename Args>
 void run(const char* where, const Kernel<Args>& kernel, const Args& args, const AttentionOptions& options) {
   const int64_t needed = workspace_bytes(kernel, args);
-  require(static_cast<int64_t>(options.workspace.size()) >= needed, where, ": ", kernel.name, " needs a workspace of ", needed, " bytes, got ",
-          options.workspace.size());
+  require(static_cast<int64_t>(options.workspace.size()) >= needed, where, ": ", kernel.name, " needs a workspace of ", needed,
+          " bytes, got ", options.workspace.size());
   kernel.run(args);
 }
 
@@ -203,7 +206,8 @@ int64_t forward_workspace_bytes(const ForwardTensors& tensors, const PlanView& p
   return workspace_bytes(choose(args, options), args);
 }
 
-int64_t backward_workspace_bytes(const BackwardTensors& tensors, const PlanView& plan, const PlanView& transposed, const AttentionOptions& options) {
+int64_t backward_workspace_bytes(const BackwardTensors& tensors, const PlanView& plan, const PlanView& transposed,
+                                 const AttentionOptions& options) {
   const BackwardArgs args = backward_args(tensors, plan, transposed, options);
   return workspace_bytes(choose(args, options), args);
 }

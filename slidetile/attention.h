@@ -12,13 +12,13 @@
 namespace slidetile {
 
 struct AttentionOptions {
-  float scale = 0;                        // 0: 1 / sqrt(head_dim)
-  std::span<const int32_t> key_lengths;   // [batch] tokens of the sequence in use, on the tensors' device; empty: all.
-                                          // At least the canvas and what is before it. Rows past it: out 0, lse -inf
-  std::string_view kernel;                // empty: the best that can run; else its name, or "reference"
-  Executor* executor = nullptr;           // CPU: null is default_executor()
-  void* stream = nullptr;                 // CUDA: cudaStream_t; null is the default stream
-  std::span<std::byte> workspace;         // CUDA: device memory, see forward_workspace_bytes
+  float scale = 0;                       // 0: 1 / sqrt(head_dim)
+  std::span<const int32_t> key_lengths;  // [batch] tokens of the sequence in use, on the tensors' device; empty: all.
+                                         // At least the canvas and what is before it. Rows past it: out 0, lse -inf
+  std::string_view kernel;               // empty: the best that can run; else its name, or "reference"
+  Executor* executor = nullptr;          // CPU: null is default_executor()
+  void* stream = nullptr;                // CUDA: cudaStream_t; null is the default stream
+  std::span<std::byte> workspace;        // CUDA: device memory, see forward_workspace_bytes
 };
 
 /// q and out [batch, heads, query tokens, head_dim]; k and v [batch, heads, key tokens, head_dim]; lse f32 [batch, heads, query tokens, 1]
@@ -39,7 +39,8 @@ struct BackwardTensors {
 };
 
 /// Gradients of sum(out * dout). `transposed` is transpose(plan). All of dq, dk and dv is written.
-void attention_backward(const BackwardTensors& tensors, const PlanView& plan, const PlanView& transposed, const AttentionOptions& options = {});
+void attention_backward(const BackwardTensors& tensors, const PlanView& plan, const PlanView& transposed,
+                        const AttentionOptions& options = {});
 
 /// Bytes of device memory that attention_forward or attention_backward needs as options.workspace; 0 on CPU.
 int64_t forward_workspace_bytes(const ForwardTensors& tensors, const PlanView& plan, const AttentionOptions& options = {});

@@ -9,9 +9,7 @@
 
 namespace slidetile {
 
-std::string to_string(const Dim3& dim) {
-  return std::to_string(dim.t) + 'x' + std::to_string(dim.h) + 'x' + std::to_string(dim.w);
-}
+std::string to_string(const Dim3& dim) { return std::to_string(dim.t) + 'x' + std::to_string(dim.h) + 'x' + std::to_string(dim.w); }
 
 std::ostream& operator<<(std::ostream& out, const Dim3& dim) { return out << to_string(dim); }
 

@@ -20,15 +20,15 @@ struct ForwardArgs {
   const int32_t* query_lengths = nullptr;  // [batch] tokens in use, on the tensors' device; null: all. Rows past it: out 0, lse -inf
   const int32_t* key_lengths = nullptr;    // [batch] tokens in use; only tokens after the canvas may be unused
   float scale = 1;
-  Executor* executor = nullptr;            // CPU: where to run
-  void* stream = nullptr;                  // CUDA: cudaStream_t
-  void* workspace = nullptr;               // CUDA: device memory, workspace_bytes(args) of it, 256-byte aligned
+  Executor* executor = nullptr;  // CPU: where to run
+  void* stream = nullptr;        // CUDA: cudaStream_t
+  void* workspace = nullptr;     // CUDA: device memory, workspace_bytes(args) of it, 256-byte aligned
 };
 
 /// Gradients of sum(out * dout) with respect to q, k and v.
 struct BackwardArgs {
-  TensorView q, k, v, out, lse, dout;      // as in ForwardArgs; dout like out
-  TensorView dq, dk, dv;                   // like q, k, v; all written
+  TensorView q, k, v, out, lse, dout;  // as in ForwardArgs; dout like out
+  TensorView dq, dk, dv;               // like q, k, v; all written
   PlanView plan, transposed;
   const int32_t* query_lengths = nullptr;
   const int32_t* key_lengths = nullptr;
@@ -40,9 +40,9 @@ struct BackwardArgs {
 
 template <typename Args>
 struct Kernel {
-  const char* name;                                  // "cuda.sm90", "cpu.avx512bf16"
-  const char* (*unavailable)() noexcept;             // why this machine or build can't run it; nullptr: it can
-  const char* (*why_not)(const Args&) noexcept;      // why it can't run this problem (or on this machine); nullptr: it can
+  const char* name;                              // "cuda.sm90", "cpu.avx512bf16"
+  const char* (*unavailable)() noexcept;         // why this machine or build can't run it; nullptr: it can
+  const char* (*why_not)(const Args&) noexcept;  // why it can't run this problem (or on this machine); nullptr: it can
   void (*run)(const Args&);
   int64_t (*workspace_bytes)(const Args&) noexcept;  // device memory that run needs; nullptr: none
 };

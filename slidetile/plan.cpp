@@ -114,8 +114,7 @@ int32_t PlanBuilder::add_mask(int32_t query_size, int32_t key_size, std::span<co
   const uint64_t hash = hash_of(static_cast<uint64_t>(query_size) << 32 | static_cast<uint64_t>(key_size), words);
   for (auto [it, end] = mask_with_hash_.equal_range(hash); it != end; ++it) {
     const auto known = static_cast<size_t>(it->second);
-    if (mask_extents_[known] == extents &&
-        std::equal(words.begin(), words.end(), plan_.mask_words.begin() + plan_.mask_begin[known])) {
+    if (mask_extents_[known] == extents && std::equal(words.begin(), words.end(), plan_.mask_words.begin() + plan_.mask_begin[known])) {
       return it->second;
     }
   }
@@ -188,14 +187,14 @@ void validate(const Plan& plan) {
   require(rows >= 0 && plan.row_begin.front() == 0 && plan.row_begin.back() == plan.entries() &&
               std::is_sorted(plan.row_begin.begin(), plan.row_begin.end()),
           "plan: row_begin must ascend from 0 to ", plan.entries());
-  require(plan.mask_of.empty() || plan.mask_of.size() == plan.key_tile.size(), "plan: ", plan.mask_of.size(), " masks for ",
-          plan.entries(), " entries");
+  require(plan.mask_of.empty() || plan.mask_of.size() == plan.key_tile.size(), "plan: ", plan.mask_of.size(), " masks for ", plan.entries(),
+          " entries");
   for (int32_t row = 0; row < rows; ++row) {
     int32_t before = -1;
     for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
       const int32_t tile = plan.key_tile[static_cast<size_t>(entry)];
-      require(tile > before && tile < key_tiles, "plan: row ", row, " lists key tile ", tile, " after ", before, ", expected ascending below ",
-              key_tiles);
+      require(tile > before && tile < key_tiles, "plan: row ", row, " lists key tile ", tile, " after ", before,
+              ", expected ascending below ", key_tiles);
       require(plan.mask(entry) >= -1 && plan.mask(entry) < masks, "plan: mask ", plan.mask(entry), " of ", masks);
       before = tile;
     }

@@ -104,7 +104,7 @@ struct TilingView {
 struct PlanView {
   Device device;
   TilingView query, key;
-  int32_t heads = 0;    // 1 serves any number
+  int32_t heads = 0;  // 1 serves any number
   int32_t classes = 0, rows = 0, masks = 0;
   int64_t entries = 0;
   int64_t longest_row = 0;              // entries
@@ -115,7 +115,7 @@ struct PlanView {
   const int32_t* mask_of = nullptr;     // [entries] or null: all visible
   const int64_t* mask_begin = nullptr;  // [masks + 1]
   const uint64_t* mask_words = nullptr;
-  const void* lowering = nullptr;       // what a device back end prepared when the plan was uploaded
+  const void* lowering = nullptr;  // what a device back end prepared when the plan was uploaded
 };
 
 /// View of a plan on the host; valid while the plan lives and is not changed.

@@ -24,9 +24,7 @@ DType dtype_from_string(const std::string& name) {
   fail(ErrorCode::kInvalidArgument, "dtype: got '", name, "', expected f32, bf16 or f16");
 }
 
-std::string to_string(const Device& device) {
-  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
-}
+std::string to_string(const Device& device) { return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index); }
 
 TensorView view_of(void* data, DType dtype, std::array<int64_t, 4> shape, Layout layout) {
   TensorView view{.data = data, .dtype = dtype, .device = {}, .shape = shape, .strides = {}};
@@ -43,8 +41,7 @@ int64_t span_of(const TensorView& view) {
   int64_t span = 1;
   for (int axis = 0; axis < 4; ++axis) {
     const int64_t extent = view.shape[axis], stride = view.strides[axis];
-    require(extent >= 0 && stride >= 0, "tensor: extent ", extent, " and stride ", stride, " of axis ", axis,
-            " must not be negative");
+    require(extent >= 0 && stride >= 0, "tensor: extent ", extent, " and stride ", stride, " of axis ", axis, " must not be negative");
     if (extent == 0) return 0;
     int64_t reach = 0;
     const bool overflow = __builtin_mul_overflow(extent - 1, stride, &reach) || __builtin_add_overflow(span, reach, &span);

@@ -11,8 +11,8 @@ namespace slidetile {
 
 enum class DType : uint8_t { kF32, kBf16, kF16 };
 
-const char* to_string(DType dtype) noexcept;         // "f32", "bf16", "f16"
-DType dtype_from_string(const std::string& name);    // throws on any other name
+const char* to_string(DType dtype) noexcept;       // "f32", "bf16", "f16"
+DType dtype_from_string(const std::string& name);  // throws on any other name
 constexpr int64_t size_of(DType dtype) noexcept { return dtype == DType::kF32 ? 4 : 2; }
 
 enum class DeviceType : uint8_t { kCpu, kCuda };
@@ -59,13 +59,19 @@ class Tensor {
 
   const TensorView& view() const noexcept { return view_; }
   template <typename T>
-  T* data() noexcept { return static_cast<T*>(view_.data); }
+  T* data() noexcept {
+    return static_cast<T*>(view_.data);
+  }
   template <typename T>
-  const T* data() const noexcept { return static_cast<const T*>(view_.data); }
+  const T* data() const noexcept {
+    return static_cast<const T*>(view_.data);
+  }
   int64_t elements() const noexcept { return elements_; }
 
  private:
-  struct Free { void operator()(void* memory) const noexcept; };
+  struct Free {
+    void operator()(void* memory) const noexcept;
+  };
   std::unique_ptr<void, Free> memory_;
   int64_t elements_ = 0;
   TensorView view_;

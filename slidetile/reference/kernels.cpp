@@ -20,12 +20,18 @@ int64_t offset_of(const TensorView& view, int64_t b, int64_t h, int64_t token) {
 
 void load_row(const TensorView& view, int64_t b, int64_t h, int64_t token, std::vector<double>& row) {
   const int64_t offset = offset_of(view, b, h, token);
-  for (size_t d = 0; d < row.size(); ++d) row[d] = load_element(view.data, view.dtype, offset + static_cast<int64_t>(d));
+  if (view.dtype == DType::kF32) {
+    const float* from = static_cast<const float*>(view.data) + offset;
+    for (size_t d = 0; d < row.size(); ++d) row[d] = from[d];
+  } else {
+    for (size_t d = 0; d < row.size(); ++d) row[d] = load_element(view.data, view.dtype, offset + static_cast<int64_t>(d));
+  }
 }
 
 void store_row(const TensorView& view, int64_t b, int64_t h, int64_t token, const std::vector<double>& row) {
   const int64_t offset = offset_of(view, b, h, token);
-  for (size_t d = 0; d < row.size(); ++d) store_element(view.data, view.dtype, offset + static_cast<int64_t>(d), static_cast<float>(row[d]));
+  for (size_t d = 0; d < row.size(); ++d)
+    store_element(view.data, view.dtype, offset + static_cast<int64_t>(d), static_cast<float>(row[d]));
 }
 
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
@@ -95,7 +101,9 @@ void forward(const ForwardArgs& args) {
       }
       for (double& value : out) value = keys.empty() ? 0 : value / sum;
       store_row(args.out, b, h, token, out);
-      if (args.lse) static_cast<float*>(args.lse.data)[offset_of(args.lse, b, h, token)] = static_cast<float>(keys.empty() ? -kInfinity : largest + std::log(sum));
+      if (args.lse)
+        static_cast<float*>(args.lse.data)[offset_of(args.lse, b, h, token)] =
+            static_cast<float>(keys.empty() ? -kInfinity : largest + std::log(sum));
     }
   });
 }
@@ -104,7 +112,9 @@ void backward(const BackwardArgs& args) {
   const auto head_dim = static_cast<size_t>(args.q.head_dim());
   const int64_t heads = args.q.heads();
   const double scale = args.scale;
-  const auto lse_of = [&](int64_t b, int64_t h, int64_t token) -> double { return static_cast<const float*>(args.lse.data)[offset_of(args.lse, b, h, token)]; };
+  const auto lse_of = [&](int64_t b, int64_t h, int64_t token) -> double {
+    return static_cast<const float*>(args.lse.data)[offset_of(args.lse, b, h, token)];
+  };
   args.executor->run(args.q.batch() * heads * args.plan.query.tiles, [&](int64_t index, int) {
     const PlanView& plan = args.plan;
     const Item item = item_of(index, heads, plan.query.tiles);
@@ -140,16 +150,17 @@ void backward(const BackwardArgs& args) {
       if (token < length_of(args.key_lengths, b, plan.query.tokens)) {
         load_row(args.k, b, h, token, k);
         load_row(args.v, b, h, token, v);
-        for_each_visible(plan, item, slot - plan.query.tile_begin[tile], length_of(args.query_lengths, b, plan.key.tokens), [&](int32_t query) {
-          load_row(args.q, b, h, query, q);
-          load_row(args.out, b, h, query, out);
-          load_row(args.dout, b, h, query, dout);
-          const double p = std::exp(scale * dot(q, k) - lse_of(b, h, query)), ds = p * (dot(dout, v) - dot(dout, out));
-          for (size_t d = 0; d < head_dim; ++d) {
-            dk[d] += scale * ds * q[d];
-            dv[d] += p * dout[d];
-          }
-        });
+        for_each_visible(plan, item, slot - plan.query.tile_begin[tile], length_of(args.query_lengths, b, plan.key.tokens),
+                         [&](int32_t query) {
+                           load_row(args.q, b, h, query, q);
+                           load_row(args.out, b, h, query, out);
+                           load_row(args.dout, b, h, query, dout);
+                           const double p = std::exp(scale * dot(q, k) - lse_of(b, h, query)), ds = p * (dot(dout, v) - dot(dout, out));
+                           for (size_t d = 0; d < head_dim; ++d) {
+                             dk[d] += scale * ds * q[d];
+                             dv[d] += p * dout[d];
+                           }
+                         });
       }
       store_row(args.dk, b, h, token, dk);
       store_row(args.dv, b, h, token, dv);
@@ -159,8 +170,10 @@ void backward(const BackwardArgs& args) {
 
 const char* always() noexcept { return nullptr; }
 
-constexpr ForwardKernel kForward[] = {{"reference", always, [](const ForwardArgs&) noexcept -> const char* { return nullptr; }, forward, nullptr}};
-constexpr BackwardKernel kBackward[] = {{"reference", always, [](const BackwardArgs&) noexcept -> const char* { return nullptr; }, backward, nullptr}};
+constexpr ForwardKernel kForward[] = {
+    {"reference", always, [](const ForwardArgs&) noexcept -> const char* { return nullptr; }, forward, nullptr}};
+constexpr BackwardKernel kBackward[] = {
+    {"reference", always, [](const BackwardArgs&) noexcept -> const char* { return nullptr; }, backward, nullptr}};
 
 }  // namespace
 
