@@ -13,7 +13,7 @@ constexpr int kRows = 6, kVectors = 4, kMaskRows = 4;
 constexpr int kPair = 2;
 using Operand = __m512i;
 
-inline Float exp2(Float x) { return exp2_degree3(x); }
+inline Float exp2(Float x) { return exp2_degree4(x); }
 
 inline Operand load_operand(const uint32_t* from) { return _mm512_loadu_si512(from); }
 inline void store_operand(uint32_t* to, Operand value) { _mm512_storeu_si512(to, value); }
