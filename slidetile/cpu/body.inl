@@ -17,8 +17,10 @@
 
 using Word = uint32_t;
 
-constexpr int kBlock = 64;                 // keys of one word of a mask
-constexpr int kPanel = kVectors * kLanes;  // keys or columns of a full register tile
+constexpr int kBlock = 64;                    // keys of one word of a mask
+constexpr int kWeightWords = kBlock / kPair;  // of a row
+constexpr int kPanel = kVectors * kLanes;     // keys or columns of a full register tile
+constexpr int kLargestHeadDim = 256;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kLazy = 8;  // the reference is raised when a score beats it by this factor's log2: weights stay below 2^8
 constexpr float kMinusInfinity = -__builtin_inff();
@@ -34,7 +36,7 @@ enum class Visibility { kAll, kSome };
 struct State {
   Word* q;            // [rows][q_stride]
   Word* p;            // [rows][kBlock / kPair] weights of the current block
-  float* o;           // [rows][columns]
+  float* o;           // panels of kPanel columns (the last narrower), each [rows][columns]
   float* l;           // [rows][kLanes] sums of weights
   float* bar;         // [rows] score above which the reference is raised; -inf: none yet
   float* shift;       // [rows]
@@ -44,6 +46,12 @@ struct State {
   int32_t rows;
   float scale, margin;
 };
+
+// Where a row's output of some column is summed; a whole vector of columns is contiguous.
+[[gnu::always_inline]] inline float* outputs(const State& s, int64_t row, int64_t column) {
+  const int64_t panel = column / kPanel * kPanel, width = s.columns - panel < kPanel ? s.columns - panel : kPanel;
+  return s.o + panel * s.rows + row * width + (column - panel);
+}
 
 template <int kR, int kN>
 [[gnu::always_inline]] inline void dot_tile(Float (&acc)[kR][kN], const Word* a, int64_t a_stride, const Word* b, int64_t b_stride,
@@ -73,10 +81,13 @@ template <int kR, int kN>
     bar = top + s.margin;
     s.shift[row + r] = shift;
     const Float by = broadcast(factor);
-    float *o = s.o + (row + r) * s.columns, *l = s.l + (row + r) * kLanes;
-    for (int64_t c = 0; c < s.columns; c += kLanes) store(o + c, mul(load(o + c), by));
+    float* l = s.l + (row + r) * kLanes;
+    for (int64_t c = 0; c < s.columns; c += kLanes) {
+      float* o = outputs(s, row + r, c);
+      store(o, mul(load(o), by));
+    }
     store(l, mul(load(l), by));
-    scale_weights(s.p + (row + r) * (kBlock / kPair), words, factor);
+    scale_weights(s.p + (row + r) * kWeightWords, words, factor);
   }
 }
 
@@ -126,36 +137,38 @@ template <int kR, int kN, Visibility kVisibility>
       sum = add(sum, acc[r][n]);
     }
     store(l, sum);
-    store_weights<kN>(s.p + (row + r) * (kBlock / kPair) + first / kPair, acc[r]);
+    store_weights<kN>(s.p + (row + r) * kWeightWords + first / kPair, acc[r]);
   }
 }
 
-// o += weights x values for kR rows and kN vectors of columns. kAll: over the first `words` words of weights; kSome: over those of
-// the keys in `seen`.
+// o += weights x values for kR rows and a panel of kN vectors of columns. kAll: over the first `words` words of weights; kSome: over
+// those of the keys in `seen`. The sums start from zero, so that nothing waits for the outputs, which come from the second level of cache.
 template <int kR, int kN, Visibility kVisibility>
-[[gnu::noinline]] void accumulate(const State& s, const Word* v, int64_t v_stride, int row, int64_t column, uint64_t words_or_seen) {
+[[gnu::noinline]] void accumulate(float* o, const Word* p, const Word* v, uint64_t words_or_seen) {
+  constexpr int64_t kWidth = kN * kLanes;
   Float acc[kR][kN];
-  float* o = s.o + row * s.columns + column;
-  const Word* p = s.p + row * (kBlock / kPair);
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 8
-    for (int n = 0; n < kN; ++n) acc[r][n] = load(o + r * s.columns + n * kLanes);
+    for (int n = 0; n < kN; ++n) acc[r][n] = zero();
   }
   if constexpr (kVisibility == Visibility::kAll) {
-    dot_tile<kR, kN>(acc, p, kBlock / kPair, v, v_stride, static_cast<int64_t>(words_or_seen));
+    dot_tile<kR, kN>(acc, p, kWeightWords, v, kWidth, static_cast<int64_t>(words_or_seen));
   } else {
     constexpr uint64_t kWord = (uint64_t{1} << kPair) - 1;
     for (uint64_t seen = words_or_seen; seen != 0;) {
       const int word = __builtin_ctzll(seen) / kPair;
       seen &= ~(kWord << (word * kPair));
-      dot_tile<kR, kN>(acc, p + word, kBlock / kPair, v + word * v_stride, v_stride, 1);
+      dot_tile<kR, kN>(acc, p + word, kWeightWords, v + word * kWidth, kWidth, 1);
     }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 8
-    for (int n = 0; n < kN; ++n) store(o + r * s.columns + n * kLanes, acc[r][n]);
+    for (int n = 0; n < kN; ++n) {
+      float* to = o + r * kWidth + n * kLanes;
+      store(to, add(load(to), acc[r][n]));
+    }
   }
 }
 
@@ -165,8 +178,8 @@ template <int kR, int kN, Visibility kVisibility>
                                                      int64_t width) {
   for (uint64_t left = s.visible[row]; left != 0; left &= left - 1) {
     const int key = __builtin_ctzll(left);
-    const float weight = weight_at(s.p + row * (kBlock / kPair), key);
-    float* o = s.o + row * s.columns + column;
+    const float weight = weight_at(s.p + row * kWeightWords, key);
+    float* o = outputs(s, row, column);
     for (int64_t c = 0; c < width; ++c) o[c] += weight * value_at(v + key / kPair * v_stride + c, key % kPair);
   }
 }
@@ -180,75 +193,119 @@ template <int kMost, typename Call>
   call.template operator()<kMost>();
 }
 
+// At most kBlock keys of a tile, packed.
+struct Block {
+  const Word *k, *v;
+  int padded;          // keys, with the zeros that fill the last vector
+  int words;           // of weights of keys that exist
+  Word const* next_k;  // of the block that follows, null: none
+
+  const Word* values(int64_t column) const { return v + padded / kPair * column; }
+};
+
+// Memory that the next pass over the rows will read: a few lines are fetched into the second level of cache with every register tile, so
+// that the pass does not begin with waiting for the third level or for memory.
+struct Ahead {
+  const char *at, *end;
+  int64_t step;
+
+  Ahead(const Word* from, int64_t words, int64_t tiles) {
+    at = reinterpret_cast<const char*>(from);
+    end = from == nullptr ? at : at + words * 4;
+    step = round_up((words * 4 + tiles - 1) / tiles, 64);
+  }
+  [[gnu::always_inline]] inline void fetch() {
+    const char* stop = end - at < step ? end : at + step;
+    for (; at < stop; at += 64) __builtin_prefetch(at, 0, 2);
+  }
+};
+
 template <int kGroup, Visibility kVisibility>
-[[gnu::always_inline]] inline void weigh_rows(const State& s, const Word* k, int64_t k_stride, int vectors, int row, int count, int first) {
+[[gnu::always_inline]] inline void weigh_rows(const State& s, const Word* k, int64_t k_stride, int vectors, int row, int count, int first,
+                                              Ahead& ahead) {
   with_constant<kVectors>(vectors, [&]<int kN>() {
     int at = row;
-    for (; at + kGroup <= row + count; at += kGroup) weigh<kGroup, kN, kVisibility>(s, k, k_stride, at, first);
+    for (; at + kGroup <= row + count; at += kGroup) {
+      ahead.fetch();
+      weigh<kGroup, kN, kVisibility>(s, k, k_stride, at, first);
+    }
     if (at < row + count) with_constant<kGroup>(row + count - at, [&]<int kR>() { weigh<kR, kN, kVisibility>(s, k, k_stride, at, first); });
   });
 }
 
-void values_of_all(const State& s, const Word* v_tile, int64_t tile_words, int64_t first_word, int64_t words) {
+// Keys that all rows see, or of which all rows see the same ones (State::visible, those in use).
+template <Visibility kVisibility>
+void weigh_alike(const State& s, const Block& block) {
+  Ahead ahead(block.v, block.padded / kPair * s.columns, (s.rows / kRows + 1) * ((block.padded + kPanel - 1) / kPanel));
+  for (int first = 0; first < block.padded; first += kPanel) {
+    const int width = smaller(kPanel, block.padded - first);
+    weigh_rows<kRows, kVisibility>(s, block.k + first * s.depth, width, width / kLanes, 0, s.rows, first, ahead);
+  }
+}
+
+void values_alike(const State& s, const Block& block) {
+  Ahead ahead(block.next_k, block.padded * s.depth, (s.rows / kRows + 1) * ((s.columns + kPanel - 1) / kPanel));
   for (int64_t column = 0; column < s.columns; column += kPanel) {
     const int width = static_cast<int>(s.columns - column < kPanel ? s.columns - column : kPanel);
-    const Word* v = v_tile + tile_words * column + first_word * width;
+    const Word* v = block.values(column);
+    float* o = outputs(s, 0, column);
+    const auto words = static_cast<uint64_t>(block.words);
     with_constant<kVectors>(width / kLanes, [&]<int kN>() {
       int row = 0;
       for (; row + kRows <= s.rows; row += kRows) {
-        accumulate<kRows, kN, Visibility::kAll>(s, v, width, row, column, static_cast<uint64_t>(words));
+        ahead.fetch();
+        accumulate<kRows, kN, Visibility::kAll>(o + row * width, s.p + row * kWeightWords, v, words);
       }
       if (row < s.rows) {
-        with_constant<kRows>(
-            s.rows - row, [&]<int kR>() { accumulate<kR, kN, Visibility::kAll>(s, v, width, row, column, static_cast<uint64_t>(words)); });
+        with_constant<kRows>(s.rows - row,
+                             [&]<int kR>() { accumulate<kR, kN, Visibility::kAll>(o + row * width, s.p + row * kWeightWords, v, words); });
       }
     });
   }
 }
 
-// Keys that all rows see, or whose visible ones (in use) are the same for all rows.
-template <Visibility kVisibility>
-void attend_alike(const State& s, const Word* k, int padded) {
-  for (int first = 0; first < padded; first += kPanel) {
-    const int width = smaller(kPanel, padded - first);
-    weigh_rows<kRows, kVisibility>(s, k + first * s.depth, width, width / kLanes, 0, s.rows, first);
-  }
-}
-
 // Rows with masks of their own: groups of kMaskRows rows pass over the vectors of keys that one of them sees.
-void weigh_masked(const State& s, const Word* k, int padded) {
+void weigh_masked(const State& s, const Block& block) {
+  Ahead ahead(block.v, block.padded / kPair * s.columns, s.rows / kMaskRows + 1);
   for (int row = 0, group = 0; row < s.rows; row += kMaskRows, ++group) {
     const int count = smaller(kMaskRows, s.rows - row);
     uint64_t seen = 0;
     for (int r = 0; r < count; ++r) seen |= s.visible[row + r];
     s.seen[group] = seen;
     if (seen == 0) continue;
-    for (int first = 0; first < padded; first += kPanel) {
+    for (int first = 0; first < block.padded; first += kPanel) {
       const uint64_t bits = (seen >> first) & (~uint64_t{0} >> (64 - kPanel));
       if (bits == 0) continue;
       const int begin = __builtin_ctzll(bits) / kLanes, end = (63 - __builtin_clzll(bits)) / kLanes + 1;
-      weigh_rows<kMaskRows, Visibility::kSome>(s, k + first * s.depth + begin * kLanes, smaller(kPanel, padded - first), end - begin, row,
-                                               count, first + begin * kLanes);
+      weigh_rows<kMaskRows, Visibility::kSome>(s, block.k + first * s.depth + begin * kLanes, smaller(kPanel, block.padded - first),
+                                               end - begin, row, count, first + begin * kLanes, ahead);
     }
   }
 }
 
-void values_masked(const State& s, const Word* v_tile, int64_t tile_words, int64_t first_word, bool safe) {
+void values_masked(const State& s, const Block& block) {
+  Ahead ahead(block.next_k, block.padded * s.depth, (s.rows / kMaskRows + 1) * ((s.columns + kPanel - 1) / kPanel));
   for (int64_t column = 0; column < s.columns; column += kPanel) {
     const int width = static_cast<int>(s.columns - column < kPanel ? s.columns - column : kPanel);
-    const Word* v = v_tile + tile_words * column + first_word * width;
-    if (!safe) {
-      for (int row = 0; row < s.rows; ++row) accumulate_visible(s, v, width, row, column, width);
-      continue;
-    }
+    const Word* v = block.values(column);
+    float* o = outputs(s, 0, column);
     with_constant<kVectors>(width / kLanes, [&]<int kN>() {
       for (int row = 0, group = 0; row < s.rows; row += kMaskRows, ++group) {
         const uint64_t seen = s.seen[group];
         if (seen == 0) continue;
-        with_constant<kMaskRows>(smaller(kMaskRows, s.rows - row),
-                                 [&]<int kR>() { accumulate<kR, kN, Visibility::kSome>(s, v, width, row, column, seen); });
+        ahead.fetch();
+        with_constant<kMaskRows>(smaller(kMaskRows, s.rows - row), [&]<int kR>() {
+          accumulate<kR, kN, Visibility::kSome>(o + row * width, s.p + row * kWeightWords, v, seen);
+        });
       }
     });
+  }
+}
+
+void values_unsafe(const State& s, const Block& block) {
+  for (int64_t column = 0; column < s.columns; column += kPanel) {
+    const int64_t width = s.columns - column < kPanel ? s.columns - column : kPanel;
+    for (int row = 0; row < s.rows; ++row) accumulate_visible(s, block.values(column), width, row, column, width);
   }
 }
 
@@ -306,14 +363,13 @@ void begin_rows(const AttendArgs& a, const State& s) {
 }
 
 void finish_rows(const AttendArgs& a, const State& s) {
+  alignas(64) float row[kLargestHeadDim];
   for (int32_t r = 0; r < s.rows; ++r) {
-    float* o = s.o + r * s.columns;
     const bool used = a.token[r] < a.query_length;
     const float sum = used ? reduce_add(load(s.l + r * kLanes)) : 0;
-    const float factor = sum == 0 ? 0 : 1 / sum;
-    const Float by = broadcast(factor);
-    for (int64_t c = 0; c < s.columns; c += kLanes) store(o + c, used ? mul(load(o + c), by) : zero());
-    store_row(a.out + a.token[r] * a.out_stride, a.storage, o, a.head_dim);
+    const Float by = broadcast(sum == 0 ? 0 : 1 / sum);
+    for (int64_t c = 0; c < s.columns; c += kLanes) store(row + c, used ? mul(load(outputs(s, r, c)), by) : zero());
+    store_row(a.out + a.token[r] * a.out_stride, a.storage, row, a.head_dim);
     a.sum[r] = sum;
   }
 }
@@ -324,9 +380,10 @@ void attend(const AttendArgs& a) {
   const PackedKeys& keys = a.keys;
   for (int64_t entry = 0; entry < a.entries; ++entry) {
     const int32_t tile = a.key_tile[entry], size = keys.tile_begin[tile + 1] - keys.tile_begin[tile];
-    const int64_t padded = keys.padded_begin[tile + 1] - keys.padded_begin[tile], tile_words = padded / kPair;
+    const int64_t padded = keys.padded_begin[tile + 1] - keys.padded_begin[tile];
     const Word* k = keys.k + keys.padded_begin[tile] * s.depth;
     const Word* v = keys.v + keys.padded_begin[tile] / kPair * s.columns;
+    const Word* next_tile = entry + 1 < a.entries ? keys.k + keys.padded_begin[a.key_tile[entry + 1]] * s.depth : nullptr;
     const uint64_t* usable = keys.usable + keys.word_begin[tile];
     const int32_t mask = a.mask_of == nullptr ? -1 : a.mask_of[entry];
     const int64_t mask_stride = (size + 63) / 64;
@@ -334,22 +391,24 @@ void attend(const AttendArgs& a) {
     for (int32_t first = 0; first < size; first += kBlock) {
       const uint64_t in_use = usable[first / kBlock];
       if (in_use == 0) continue;
-      const int block_keys = smaller(kBlock, size - first),
-                block_padded = static_cast<int>(padded - first < kBlock ? padded - first : kBlock);
-      const Word* block_k = k + first * s.depth;
+      const Block block{.k = k + first * s.depth,
+                        .v = v + first / kPair * s.columns,
+                        .padded = static_cast<int>(padded - first < kBlock ? padded - first : kBlock),
+                        .words = (smaller(kBlock, size - first) + kPair - 1) / kPair,
+                        .next_k = first + kBlock < size ? k + (first + kBlock) * s.depth : next_tile};
       if (mask_row != nullptr) {
         for (int32_t r = 0; r < s.rows; ++r) s.visible[r] = in_use & mask_row[r * mask_stride + first / kBlock];
-        weigh_masked(s, block_k, block_padded);
-        values_masked(s, v, tile_words, first / kPair, keys.unsafe[tile] == 0);
+        weigh_masked(s, block);
+        keys.unsafe[tile] == 0 ? values_masked(s, block) : values_unsafe(s, block);
         continue;
       }
-      if (in_use == ~uint64_t{0} >> (64 - block_padded)) {
-        attend_alike<Visibility::kAll>(s, block_k, block_padded);
+      if (in_use == ~uint64_t{0} >> (64 - block.padded)) {
+        weigh_alike<Visibility::kAll>(s, block);
       } else {
         for (int32_t r = 0; r < s.rows; ++r) s.visible[r] = in_use;
-        attend_alike<Visibility::kSome>(s, block_k, block_padded);
+        weigh_alike<Visibility::kSome>(s, block);
       }
-      values_of_all(s, v, tile_words, first / kPair, (block_keys + kPair - 1) / kPair);
+      values_alike(s, block);
     }
   }
   finish_rows(a, s);
@@ -383,15 +442,16 @@ bool pack(const PackArgs& a) {
     }
   }
   bool unsafe = false;
-  const int64_t tile_words = padded / kPair;
   for (int32_t key = 0; key < padded; key += kPair) {
     for (int r = 0; r < kPair; ++r) {
       stage_or_clear(staged + r * stride, a, a.v, a.v_stride, key + r);
       unsafe |= is_unsafe(staged + r * stride, stride);
     }
+    const int32_t block = key / kBlock * kBlock, block_padded = smaller(kBlock, padded - block);
+    Word* block_v = a.v_packed + block / kPair * columns;
     for (int64_t column = 0; column < columns; column += kPanel) {
       const int64_t width = columns - column < kPanel ? columns - column : kPanel;
-      Word* to = a.v_packed + tile_words * column + key / kPair * width;
+      Word* to = block_v + block_padded / kPair * column + (key - block) / kPair * width;
       for (int64_t c = 0; c < width; c += kLanes) pack_values(to + c, staged, stride, column + c);
     }
   }

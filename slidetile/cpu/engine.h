@@ -24,8 +24,8 @@ struct PackArgs {
 };
 
 /// The key tiles of one head. Packed words are 32 bits: one float or two bf16. Tiles are padded with zeros to a multiple of the engine's
-/// lanes. K: panels of `panel` keys (the last of a tile narrower), each [depth][keys]. V: panels of `panel` columns, each
-/// [keys / pair][columns], for every tile.
+/// lanes and cut into blocks of 64 keys, each contiguous. K: panels of some vectors of keys, each [depth][keys]. V: panels of as many
+/// vectors of columns, each [keys / pair][columns].
 struct PackedKeys {
   const uint32_t *k, *v;
   const int64_t* padded_begin;  // [tiles + 1] in keys
