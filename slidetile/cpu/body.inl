@@ -175,7 +175,7 @@ template <Visibility kVisibility>
   Float largest = load(p);
 #pragma GCC unroll 8
   for (int n = 1; n < vectors; ++n) largest = max(largest, load(p + n * kLanes));
-  if (__builtin_expect(any(above(no_flags(), largest, broadcast(s.bar[row]))), 0)) raise(s, row, 1, 0, &largest);
+  if (__builtin_expect(any(above(no_flags(), largest, broadcast(s.bar[row]))), 0)) raise(s, row, 1, first, &largest);
   const Float scale = broadcast(s.scale), shift = broadcast(s.shift[row]);
   float* l = s.l + row * kLanes;
   Float sum = load(l);
