@@ -36,14 +36,15 @@ BenchCase sta(Extent extent) {
           .heads = full ? 2 : 1,
           .model_heads = 24,
           .plan = sliding(kHunyuan, kDefaultTile, kCube),
-          .dense_every = full ? 1 : 30};
+          .every = full ? 1 : 2,
+          .dense_every = full ? 1 : 60};
 }
 
 BenchCase sta_f32(Extent extent) {
   BenchCase c = sta(extent);
   c.name = "sta_f32";
   c.dtype = DType::kF32;
-  c.every = extent == Extent::kFull ? 1 : 2;
+  c.every = extent == Extent::kFull ? 1 : 4;
   c.dense_every = 0;
   return c;
 }
@@ -71,7 +72,7 @@ BenchCase hunyuan(Extent extent) {
           .heads = static_cast<int64_t>(windows.size()),
           .model_heads = 24,
           .plan = sliding_tile_plan(Grid({33, 45, 80}, kDefaultTile), windows, kHunyuanText),
-          .every = extent == Extent::kFull ? 1 : 12};
+          .every = extent == Extent::kFull ? 1 : 24};
 }
 
 BenchCase head_dim_64(Extent) {
