@@ -1,6 +1,6 @@
 // Sliding tile attention on a GPU beside the same run's matrix product, in steady state.
 //
-//   gpu_bench [--json FILE] [--cases NAME,NAME..] [--kernel NAME]
+//   gpu_bench [--json FILE] [--cases NAME,NAME..] [--kernel NAME] [--seconds OF_A_ROUND]
 //
 // Steady: 25 warm launches back to back, then 40 (fewer for long ones) timed together, twice. Every result is checked against double
 // precision on sampled rows of one head before it is timed. Fractions are of the mean of the matrix products before and after.
@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -27,7 +28,7 @@ using namespace slidetile::test;
 namespace {
 
 constexpr int kWarm = 25, kTimed = 40, kRounds = 2;
-constexpr double kLongestRoundSeconds = 2.0;
+double longest_round_seconds = 2.0;
 
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) fail(ErrorCode::kDevice, call, ": ", cudaGetErrorString(status));
@@ -98,7 +99,7 @@ Timing time_steady(const Launch& launch) {
   };
   const double one = time(2);
   const auto within = [&](int count) {
-    return std::clamp(static_cast<int>(kLongestRoundSeconds * 1000 / one), 3, count);
+    return std::clamp(static_cast<int>(longest_round_seconds * 1000 / one), 3, count);
   };
   Timing timing;
   for (int round = 0; round < kRounds; ++round) {
@@ -173,22 +174,6 @@ double relative(const Sums& sums) {
   return sums.wrong > 0 ? std::numeric_limits<double>::infinity() : std::sqrt(sums.error / std::max(sums.norm, 1e-300));
 }
 
-// Visible pairs of a plan without masks, over the heads.
-double pairs(const Plan& plan, int64_t heads) {
-  double sum = 0;
-  for (int64_t head = 0; head < heads; ++head) {
-    for (int32_t tile = 0; tile < plan.query.tiles(); ++tile) {
-      const int32_t row = plan.row(head, tile);
-      double keys = 0;
-      for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
-        keys += plan.key.tile_size(plan.key_tile[static_cast<size_t>(entry)]);
-      }
-      sum += keys * plan.query.tile_size(tile);
-    }
-  }
-  return sum;
-}
-
 Result run_case(const BenchCase& c, const std::string& kernel) {
   const Grid grid(c.canvas, c.tile);
   const ExtraTokens extra{0, c.text};
@@ -203,7 +188,7 @@ Result run_case(const BenchCase& c, const std::string& kernel) {
   k.fill(2, 1, nullptr);
   v.fill(3, 1, nullptr);
   const ForwardTensors forward{q.view, k.view, v.view, out.view, lse.view};
-  AttentionOptions forward_options{.kernel = backward ? "" : kernel};
+  AttentionOptions forward_options{.kernel = backward ? std::string_view() : std::string_view(kernel)};
   const DeviceMemory forward_workspace(forward_workspace_bytes(forward, on_device.view(), forward_options));
   forward_options.workspace = {static_cast<std::byte*>(forward_workspace.data()), static_cast<size_t>(forward_workspace.bytes())};
   attention_forward(forward, on_device.view(), forward_options);
@@ -222,7 +207,7 @@ Result run_case(const BenchCase& c, const std::string& kernel) {
     const Timing timing = time_steady([&] { attention_forward(forward, on_device.view(), forward_options); });
     result.ms = timing.mean();
     result.spread = timing.mean() / timing.best() - 1;
-    result.teraflops = 4.0 * pairs(plan, c.heads) * static_cast<double>(c.head_dim) / result.ms * 1e-9;
+    result.teraflops = forward_flops(plan, c.heads, c.head_dim) / result.ms * 1e-9;
     return result;
   }
   DeviceTensor dout(c.dtype, shape, c.layout), dq(c.dtype, shape, c.layout), dk(c.dtype, shape, c.layout), dv(c.dtype, shape, c.layout);
@@ -243,7 +228,7 @@ Result run_case(const BenchCase& c, const std::string& kernel) {
   const Timing timing = time_steady([&] { attention_backward(tensors, on_device.view(), on_device.transposed(), options); });
   result.ms = timing.mean();
   result.spread = timing.mean() / timing.best() - 1;
-  result.teraflops = 10.0 * pairs(plan, c.heads) * static_cast<double>(c.head_dim) / result.ms * 1e-9;
+  result.teraflops = backward_flops(plan, c.heads, c.head_dim) / result.ms * 1e-9;
   return result;
 }
 
@@ -259,6 +244,7 @@ int main(int argc, char** argv) {
     if (std::strcmp(argv[i], "--json") == 0) json = argv[i + 1];
     if (std::strcmp(argv[i], "--cases") == 0) cases = argv[i + 1];
     if (std::strcmp(argv[i], "--kernel") == 0) only_kernel = argv[i + 1];
+    if (std::strcmp(argv[i], "--seconds") == 0) longest_round_seconds = std::atof(argv[i + 1]);
   }
   const auto first_runnable = [&](const std::vector<KernelInfo>& kernels) {
     std::vector<std::string> names;
@@ -273,6 +259,7 @@ int main(int argc, char** argv) {
     return 77;
   }
   const MatrixProduct product;
+  product.teraflops();  // a card that comes from idle runs faster at first
   const double before = product.teraflops();
   std::vector<Result> results;
   std::printf("%-24s %-20s %9s %8s %9s %9s\n", "case", "kernel", "ms", "TFLOP/s", "of first", "error");

@@ -1,5 +1,6 @@
-// The portable backward kernel's entry in the list: what it takes, its workspace and its parameters.
+// The portable backward kernels' entries in the list: what they take, their workspace and their parameters.
 #include "slidetile/cuda/backward_sm80.cuh"
+#include "slidetile/cuda/backward_sm80_atomic.cuh"
 #include "slidetile/cuda/kernels.h"
 #include "slidetile/cuda/refusals.h"
 
@@ -12,8 +13,7 @@ const char* why_not(const BackwardArgs& args) noexcept {
   return reason != nullptr ? reason : refusal(args.transposed, args.q, Needs::kAmpere);
 }
 
-void run(const BackwardArgs& args) {
-  const CurrentDevice current(args.q.device.index);
+BackwardPasses passes_of(const BackwardArgs& args) {
   constexpr double kLog2e = 1.4426950408889634;
   const Rows q = rows_of(args.q), k = rows_of(args.k), v = rows_of(args.v), dout = rows_of(args.dout);
   BackwardParams common{.terms = RowTerms::in(args.workspace, args.q),
@@ -39,6 +39,12 @@ void run(const BackwardArgs& args) {
   passes.keys.gradient1 = rows_of(args.dv);
   passes.keys.own_lengths = args.key_lengths;
   passes.keys.partner_lengths = args.query_lengths;
+  return passes;
+}
+
+void run(const BackwardArgs& args) {
+  const CurrentDevice current(args.q.device.index);
+  const BackwardPasses passes = passes_of(args);
   if (args.q.dtype == DType::kBf16) {
     launch_row_terms<Bf16>(args);
     launch_backward_sm80<Bf16>(passes, args.q.batch(), args.stream);
@@ -48,11 +54,47 @@ void run(const BackwardArgs& args) {
   }
 }
 
+constexpr int64_t kAtomicHeadDim = 128;  // largest
+
+int64_t padded(int64_t head_dim) { return head_dim > 64 ? kAtomicHeadDim : 64; }
+
+// Row terms, then the sums of dq.
+int64_t terms_bytes(const BackwardArgs& args) {
+  constexpr int64_t kAlignment = 256;
+  return (RowTerms::bytes(args.q) + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+const char* why_not_atomic(const BackwardArgs& args) noexcept {
+  if (const char* reason = why_not(args)) return reason;
+  if (args.q.head_dim() > kAtomicHeadDim) return "head_dim above 128";
+  const int needed = args.q.head_dim() > 64 ? AtomicShape<128>::kSharedBytes : AtomicShape<64>::kSharedBytes;
+  return properties_of(args.q.device.index).shared_bytes < needed ? "needs up to 170 KB of shared memory a block" : nullptr;
+}
+
+void run_atomic(const BackwardArgs& args) {
+  const CurrentDevice current(args.q.device.index);
+  const AtomicParams params{passes_of(args).keys, reinterpret_cast<float*>(static_cast<char*>(args.workspace) + terms_bytes(args))};
+  if (args.q.dtype == DType::kBf16) {
+    launch_row_terms<Bf16>(args);
+    launch_backward_sm80_atomic<Bf16>(params, args);
+  } else {
+    launch_row_terms<F16>(args);
+    launch_backward_sm80_atomic<F16>(params, args);
+  }
+}
+
 }  // namespace
 
 const BackwardKernel kBackwardSm80 = {"cuda.sm80", []() noexcept { return unavailable(Needs::kAmpere); }, why_not, run,
                                       [](const BackwardArgs& args) noexcept {
                                         return RowTerms::bytes(args.q);
                                       }};
+
+const BackwardKernel kBackwardSm80Atomic = {
+    "cuda.sm80.atomic", []() noexcept { return unavailable(Needs::kAmpere); }, why_not_atomic, run_atomic,
+    [](const BackwardArgs& args) noexcept {
+      const int64_t rows = args.q.batch() * args.q.heads() * args.q.tokens();
+      return terms_bytes(args) + rows * padded(args.q.head_dim()) * static_cast<int64_t>(sizeof(float));
+    }};
 
 }  // namespace slidetile::cuda

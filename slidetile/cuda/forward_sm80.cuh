@@ -45,6 +45,7 @@ struct ForwardShape {
     PartnerWalk<kBlockKeys> walk[kWalkInShared ? kBlockKeys : 1];
   };
   static constexpr int kSharedBytes = kQBytes + 2 * kKeyBytes + sizeof(Lists);
+  static_assert(kSharedBytes <= kSharedEverywhere);
 };
 
 inline constexpr float kInfinity = __builtin_inff();

@@ -12,6 +12,7 @@
 namespace slidetile::cuda {
 
 inline constexpr int kThreads = 128, kWarps = 4;
+inline constexpr int kSharedEverywhere = 99 * 1024;  // bytes that a block can have on every device since Ampere
 
 /// A tensor in bytes. `vectors`: every row starts at a multiple of 16 bytes and head_dim is a multiple of 8 elements.
 struct Rows {
@@ -203,9 +204,9 @@ __device__ __forceinline__ uint4 load_chunk(const char* row, int d, int head_dim
 
 /// Rows `token[0..kRows)` of a tensor into a Swizzled<kColumns> array; zeros where token is -1 and past head_dim. One group of copies is
 /// under way after it (and committed).
-template <int kRows, int kColumns>
+template <int kRows, int kColumns, int kOfThreads = kThreads>
 __device__ __forceinline__ void gather(uint32_t to, const Rows& rows, const char* base, const int32_t* token, int head_dim) {
-  constexpr int kChunks = kColumns / 8, kStep = kThreads / kChunks;
+  constexpr int kChunks = kColumns / 8, kStep = kOfThreads / kChunks;
   const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
   if (rows.vectors) {
     const bool in_row = chunk * 8 < head_dim;

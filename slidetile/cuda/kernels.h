@@ -12,5 +12,6 @@ extern const BackwardKernel kBackwardSm90;           // bf16 and f16, Hopper alo
 extern const BackwardKernel kBackwardSm90Unordered;  // the same without that promise; chosen only by name
 extern const BackwardKernel kBackwardSm80;
 extern const BackwardKernel kBackwardF32;
+extern const BackwardKernel kBackwardSm80Atomic;  // faster, its last bits differ from run to run: only by name
 
 }  // namespace slidetile::cuda
