@@ -1,6 +1,11 @@
 # Finds the CUDA compiler as SLIDETILE_CUDA says, and sets SLIDETILE_HAS_CUDA.
 set(SLIDETILE_CUDA_AT_LEAST 12.4)
 set(SLIDETILE_HAS_CUDA OFF)
+# Machine code: the first runs on every GPU since Ampere (as PTX on those that are newer than the compiler), the second on Hopper alone.
+set(SLIDETILE_SM80_CODE -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90,code=sm_90
+    CACHE STRING "nvcc options that choose the machine code of the portable kernels")
+set(SLIDETILE_SM90_CODE -gencode=arch=compute_90a,code=sm_90a CACHE STRING "the same of the Hopper kernels")
+mark_as_advanced(SLIDETILE_SM80_CODE SLIDETILE_SM90_CODE)
 if(NOT SLIDETILE_CUDA STREQUAL "OFF")
   include(CheckLanguage)
   check_language(CUDA)

@@ -6,5 +6,5 @@ target_compile_options(slidetile_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wno-missing-field-initializers>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror>)
 target_compile_options(slidetile_warnings INTERFACE
-  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra>
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers>
   $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror=all-warnings>)

@@ -10,5 +10,6 @@ extern const ForwardKernel kForwardSm80;  // bf16 and f16, every device since co
 extern const ForwardKernel kForwardF32;   // f32
 extern const BackwardKernel kBackwardSm80;
 extern const BackwardKernel kBackwardF32;
+extern const BackwardKernel kBackwardSm80Atomic;  // faster, its last bits differ from run to run: only by name
 
 }  // namespace slidetile::cuda

@@ -4,7 +4,6 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
-#include <cstdint>
 
 #include "slidetile/cuda/device.h"
 
@@ -18,20 +17,19 @@ struct LaunchShape {
   int cluster = 1;         // blocks of a cluster along x (Hopper)
 };
 
-/// Launches kKernel on the current device; throws Error(device) if that fails. Allocates nothing and does not wait. What a kernel needs
-/// once per device, its limit of shared memory, is set at its first launch there.
+/// Launches kKernel on the current device; throws Error(device) if that fails. Allocates nothing and does not wait. The kernel's limit of
+/// shared memory is raised where a launch needs more than those before it.
 template <auto kKernel, typename... Args>
 void launch(const LaunchShape& shape, const Args&... args) {
-  static std::atomic<uint64_t> prepared{0};  // one bit a device
-  constexpr int kBits = 64, kSharedWithoutAsking = 48 * 1024;
+  constexpr int kDevices = 64, kSharedWithoutAsking = 48 * 1024;
+  static std::atomic<int> allowed[kDevices];  // bytes, of each device
   if (shape.shared_bytes > kSharedWithoutAsking) {
     int device = 0;
     check(cudaGetDevice(&device), "cudaGetDevice");
-    const uint64_t bit = device < kBits ? uint64_t{1} << device : 0;
-    if ((prepared.load(std::memory_order_relaxed) & bit) == 0) {
+    if (device >= kDevices || allowed[device].load(std::memory_order_relaxed) < shape.shared_bytes) {
       check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kKernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shape.shared_bytes),
             shape.name);
-      prepared.fetch_or(bit, std::memory_order_relaxed);
+      if (device < kDevices) allowed[device].store(shape.shared_bytes, std::memory_order_relaxed);
     }
   }
   cudaLaunchConfig_t config{};

@@ -1,13 +1,14 @@
-# The CUDA back end where it is built, else no_cuda.cpp. Sets of machine code: SLIDETILE_SM80_CODE runs on everything since Ampere,
-# as PTX too; SLIDETILE_SM90_CODE on Hopper alone.
+# The CUDA back end where it is built, else no_cuda.cpp. Sources whose code is for one architecture are listed by it (cmake/cuda.cmake).
 if(NOT SLIDETILE_HAS_CUDA)
   target_sources(slidetile PRIVATE ${CMAKE_CURRENT_LIST_DIR}/no_cuda.cpp)
   return()
 endif()
 
-set(SLIDETILE_SM80_CODE -gencode=arch=compute_80,code=[sm_80,compute_80] -gencode=arch=compute_90,code=sm_90)
-set(SLIDETILE_SM90_CODE -gencode=arch=compute_90a,code=sm_90a)
 set(sm80_sources)
+foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backward_sm80_bf16 backward_sm80_f16 
+        backward_sm80_atomic_bf16 backward_sm80_atomic_f16 forward_f32 backward_f32)
+  list(APPEND sm80_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
+endforeach()
 set(sm90_sources
   ${CMAKE_CURRENT_LIST_DIR}/forward_sm90.cu
   ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_bf16.cu
@@ -28,6 +29,7 @@ foreach(set sm80 sm90)
   endif()
 endforeach()
 # Architectures are chosen per source above. The runtime is linked statically; the driver is found at run time, never linked.
-set_target_properties(slidetile PROPERTIES CUDA_ARCHITECTURES OFF CUDA_STANDARD 20 CUDA_STANDARD_REQUIRED ON CUDA_EXTENSIONS OFF
-  CUDA_RUNTIME_LIBRARY Static)
+set_target_properties(slidetile PROPERTIES CUDA_ARCHITECTURES OFF CUDA_RUNTIME_LIBRARY Static)
+# Not CUDA_STANDARD: CMake 3.25 does not know that nvcc has C++20.
+target_compile_options(slidetile PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
 target_link_libraries(slidetile PRIVATE CUDA::cudart_static)
