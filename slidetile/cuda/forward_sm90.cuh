@@ -143,7 +143,7 @@ struct ForwardProducer {
     barrier_arrive(address(&control.parts_full[out.batch % kPartBatches]));
     ++out.batch;
     out.fill = 0;
-    barrier_wait(address(&control.parts_empty[out.batch % kPartBatches]), (out.batch / kPartBatches & 1) ^ 1);
+    barrier_wait_idle(address(&control.parts_empty[out.batch % kPartBatches]), (out.batch / kPartBatches & 1) ^ 1);
   }
 
   /// Appends the parts of the lanes that have one.
@@ -275,7 +275,7 @@ struct ForwardProducer {
     for (uint32_t turn = 0;; ++turn) {
       int32_t index = next_index(turn);
       ItemSlot& slot = control.item[turn % kItemSlots];
-      barrier_wait(address(&control.item_empty[turn % kItemSlots]), (turn / kItemSlots & 1) ^ 1);
+      barrier_wait_idle(address(&control.item_empty[turn % kItemSlots]), (turn / kItemSlots & 1) ^ 1);
       const bool last = index >= p.total_items;
       int32_t row = -1, key_length = 0;
       if (last) {
@@ -495,8 +495,8 @@ struct ForwardProducer {
 
   __device__ __forceinline__ void load_queries() {
     for (uint32_t turn = 0;; ++turn) {
-      barrier_wait(address(&control.item_full[turn % kItemSlots]), turn / kItemSlots & 1);
-      barrier_wait(address(&control.q_empty), (turn & 1) ^ 1);
+      barrier_wait_idle(address(&control.item_full[turn % kItemSlots]), turn / kItemSlots & 1);
+      barrier_wait_idle(address(&control.q_empty), (turn & 1) ^ 1);
       const ItemSlot& item = control.item[turn % kItemSlots];
       const uint32_t full = address(&control.q_full);
       if (item.head < 0) {
@@ -778,9 +778,11 @@ struct ForwardConsumer {
         Step step = wait_step(k_ring, softmax.sum);
         if (!(step.flags & 1)) {  // nothing to see, or the end; the warps must not drift apart
           named_sync(1 + static_cast<int>(unit), 128);
+          const bool ends = (step.flags & (kStepEnd >> unit)) != 0;
+          if (ends && thread == 0) barrier_arrive(base + kQEmpty);
           release(base + kKEmpty + 8 * step.stage);
           k_ring.advance();
-          if (step.flags & (kStepEnd >> unit)) break;
+          if (ends) break;
           barrier_wait(base + kVFull + 8 * v_ring.stage, v_ring.phase);
           named_sync(1 + static_cast<int>(unit), 128);
           release(base + kVEmpty + 8 * v_ring.stage);
@@ -801,15 +803,14 @@ struct ForwardConsumer {
           uint32_t packed[kScores / 2];
           const uint64_t v = operand_descriptor(base + Layout::kV + v_stage * Layout::kStageBytes, kStepRows * kSlabRowBytes);
           exponentials<0>(s, packed, softmax);
-#ifdef VAR_PACK
-          uint32_t any = 0;
+          uint32_t wait_now = negative(softmax.sum);
+          if constexpr (kDim == 64) {  // packing, too, belongs between the exponentials; with head_dim 128 that costs more than it gains
+            uint32_t any = 0;
 #pragma unroll
-          for (int i = 0; i < kScores / 4; ++i) any |= packed[i];
-          const uint32_t wait_now = negative(softmax.sum) | (static_cast<int>(any) < 0);
-#else
-          const uint32_t wait_now = negative(softmax.sum);
-#endif
-          if (static_cast<uint32_t>(v_here) == wait_now) barrier_wait(v_full, v_phase);
+            for (int i = 0; i < kScores / 4; ++i) any |= packed[i];
+            wait_now |= any >> 31;
+          }
+          if (!v_here | (wait_now != 0)) barrier_wait(v_full, v_phase);
           wgmma_fence();
           add_values<0>(o, packed, v);
           exponentials<kScores / 2>(s, packed, softmax);
@@ -824,7 +825,6 @@ struct ForwardConsumer {
           multiply_keys(s, q, step.stage);
         }
       }
-      if (thread == 0) barrier_arrive(base + kQEmpty);
       store(control.item[turn % kItemSlots], o, softmax);
       __syncwarp();
       if (thread % 32 == 0) barrier_arrive(base + kItemEmpty + 8 * (turn % kItemSlots));
