@@ -152,10 +152,10 @@ const BackwardKernel kBackwardSm90{.name = "cuda.sm90",
                                    .run = [](const BackwardArgs& args) { run(args, DqOrder::kInTurn); },
                                    .workspace_bytes = backward_workspace_bytes};
 
-const BackwardKernel kBackwardSm90Unordered{.name = "cuda.sm90.unordered",
-                                            .unavailable = backward_unavailable,
-                                            .why_not = backward_why_not,
-                                            .run = [](const BackwardArgs& args) { run(args, DqOrder::kAny); },
-                                            .workspace_bytes = backward_workspace_bytes};
+const BackwardKernel kBackwardSm90Atomic{.name = "cuda.sm90.atomic",
+                                         .unavailable = backward_unavailable,
+                                         .why_not = backward_why_not,
+                                         .run = [](const BackwardArgs& args) { run(args, DqOrder::kAny); },
+                                         .workspace_bytes = backward_workspace_bytes};
 
 }  // namespace slidetile::cuda

@@ -54,6 +54,25 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) 
 #endif
 }
 
+/// The same for a wait that is long and in no hurry: the thread sleeps in hardware, or for a while between polls, instead of taking issue
+/// slots and power from those that work.
+__device__ __forceinline__ void barrier_wait_idle(uint32_t barrier, uint32_t parity) {
+  constexpr uint32_t kLongestSleep = 1'000'000;  // ns
+  [[maybe_unused]] uint32_t polls = 0;
+  for (;;) {
+    uint32_t done;
+    asm volatile("{\n.reg .pred done;\nmbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2, %3;\nselp.u32 %0, 1, 0, done;\n}"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity), "r"(kLongestSleep)
+                 : "memory");
+    if (done != 0) return;
+#ifdef SLIDETILE_BOUNDED_WAITS
+    if (++polls > 4'000'000u) __trap();
+#endif
+    __nanosleep(200);
+  }
+}
+
 /// Address, valid in the whole cluster, of what lies at `address` in the shared memory of CTA `rank`.
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank) {
   uint32_t mapped;

@@ -92,8 +92,9 @@ void forward_run(const ForwardArgs& args) {
   params.before = static_cast<int32_t>(plan.query.extra.before);
   params.canvas_h = plan.query.canvas.h;
   params.canvas_w = plan.query.canvas.w;
-  constexpr float kLog2E = 1.44269504088896f;
+  constexpr float kLog2E = 1.44269504088896f, kSlackLog2 = 8;
   params.scale_log2 = args.scale * kLog2E;
+  params.slack = kSlackLog2 / params.scale_log2;
 
   const CurrentDevice current(args.q.device.index);
   const auto stream = static_cast<cudaStream_t>(args.stream);

@@ -13,6 +13,7 @@
 //   planner --item--> Q loader --Q, item--> consumers
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 
 #include "slidetile/cuda/barrier.cuh"
@@ -43,7 +44,7 @@ struct ForwardParams {
   int32_t batch, heads, plan_heads, query_tiles, total_items;
   int32_t query_tokens, query_always, key_tokens, key_always;  // always: in use whatever the lengths say
   int32_t before, canvas_h, canvas_w;                          // of the queries
-  float scale_log2;
+  float scale_log2, slack;                                     // slack: how far a score may exceed the reference of its row
 };
 
 // ---- Shared memory ----
@@ -105,6 +106,18 @@ struct Ring {
 
 __device__ __forceinline__ uint32_t low_bits(int count) { return count >= 32 ? ~0u : count <= 0 ? 0u : (1u << count) - 1; }
 
+// Volatile, so that no register holds them in between.
+__device__ __forceinline__ uint32_t lane_number() {
+  uint32_t lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+__device__ __forceinline__ uint32_t lanes_below() {
+  uint32_t mask;
+  asm volatile("mov.u32 %0, %%lanemask_lt;" : "=r"(mask));
+  return mask;
+}
+
 // ---- Producers ----
 
 template <int kDim, int kStepRows, int kCluster>
@@ -130,12 +143,12 @@ struct ForwardProducer {
     barrier_arrive(address(&control.parts_full[out.batch % kPartBatches]));
     ++out.batch;
     out.fill = 0;
-    barrier_wait(address(&control.parts_empty[out.batch % kPartBatches]), (out.batch / kPartBatches & 1) ^ 1);
+    barrier_wait_idle(address(&control.parts_empty[out.batch % kPartBatches]), (out.batch / kPartBatches & 1) ^ 1);
   }
 
   /// Appends the parts of the lanes that have one.
   __device__ __forceinline__ void emit(Output& out, const Part& part, bool present) {
-    const uint32_t mask = __ballot_sync(kAllLanes, present), count = __popc(mask), at = out.fill + __popc(mask & low_bits(lane));
+    const uint32_t mask = __ballot_sync(kAllLanes, present), count = __popc(mask), at = out.fill + __popc(mask & lanes_below());
     if (present && at < kPartsPerBatch) control.part[out.batch % kPartBatches][at] = part;
     const uint32_t end = out.fill + count;
     out.fill = end;
@@ -262,7 +275,7 @@ struct ForwardProducer {
     for (uint32_t turn = 0;; ++turn) {
       int32_t index = next_index(turn);
       ItemSlot& slot = control.item[turn % kItemSlots];
-      barrier_wait(address(&control.item_empty[turn % kItemSlots]), (turn / kItemSlots & 1) ^ 1);
+      barrier_wait_idle(address(&control.item_empty[turn % kItemSlots]), (turn / kItemSlots & 1) ^ 1);
       const bool last = index >= p.total_items;
       int32_t row = -1, key_length = 0;
       if (last) {
@@ -283,11 +296,10 @@ struct ForwardProducer {
         if (unit >= 0) row = p.row_of[p.head_class[p.plan_heads == 1 ? 0 : head] * p.query_tiles + unit / p.lowering.query.per_tile];
         key_length = p.key_tokens;
         if (p.key_lengths != nullptr) key_length = min(max(p.key_lengths[batch], p.key_always), p.key_tokens);
-        const uint32_t mine = lane - rank * kUnitsPerCta;
-        if (mine < kUnitsPerCta) {
+        if (lane / kUnitsPerCta == rank) {
           Block block{};
           if (unit >= 0) block = p.lowering.query_blocks[unit];
-          slot.unit[mine] = block;
+          slot.unit[lane_number() - rank * kUnitsPerCta] = block;
         }
         if (lane == 0) {
           int32_t query_length = p.query_tokens;
@@ -483,8 +495,8 @@ struct ForwardProducer {
 
   __device__ __forceinline__ void load_queries() {
     for (uint32_t turn = 0;; ++turn) {
-      barrier_wait(address(&control.item_full[turn % kItemSlots]), turn / kItemSlots & 1);
-      barrier_wait(address(&control.q_empty), (turn & 1) ^ 1);
+      barrier_wait_idle(address(&control.item_full[turn % kItemSlots]), turn / kItemSlots & 1);
+      barrier_wait_idle(address(&control.q_empty), (turn & 1) ^ 1);
       const ItemSlot& item = control.item[turn % kItemSlots];
       const uint32_t full = address(&control.q_full);
       if (item.head < 0) {
@@ -511,6 +523,15 @@ struct ForwardProducer {
 };
 
 // ---- Consumers ----
+
+/// A value that is the same in all lanes, for the compiler to keep in a uniform register.
+__device__ __forceinline__ uint32_t uniform(uint32_t value) { return __shfl_sync(~0u, value, 0); }
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address) {
+  uint32_t value;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+  return value;
+}
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
@@ -539,7 +560,6 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], uint32_t quad_l
 /// stay below 256, and the sums are exact in the end whatever the reference is.
 template <int kSums>
 struct LazySoftmax {
-  static constexpr float kSlack = 8;
   float minus_reference[2] = {0, 0};  // log2 units; 0 while a row has seen no key
   float limit[2];                     // of raw scores: above it the reference is raised
   float sum[2] = {0, 0};
@@ -556,7 +576,7 @@ struct LazySoftmax {
   }
 
   template <int kScores>
-  __device__ __forceinline__ void raise(const float (&s)[kScores], float (&o)[kSums], float scale_log2) {
+  __device__ __forceinline__ void raise(const float (&s)[kScores], float (&o)[kSums], const ForwardParams& p) {
     bool positive = true;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -564,10 +584,10 @@ struct LazySoftmax {
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
       m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
       if (m > limit[row]) {
-        const float reference = m * scale_log2;
+        const float reference = m * p.scale_log2;
         const float factor = limit[row] == -INFINITY ? 0.0f : exp2_fast(-minus_reference[row] - reference);
         minus_reference[row] = -reference;
-        limit[row] = (reference + kSlack) / scale_log2;
+        limit[row] = m + p.slack;
         sum[row] *= factor;
 #pragma unroll
         for (int i = 2 * row; i < kSums; i += 4) {
@@ -581,23 +601,27 @@ struct LazySoftmax {
   }
 
   template <int kScores>
-  __device__ __forceinline__ void check(const float (&s)[kScores], float (&o)[kSums], float scale_log2) {
-    bool exceeds;
-    if (integers) {
-      int m[2];
+  static __device__ __forceinline__ int row_maximum_bits(const float (&s)[kScores], int row) {
+    int m[2];  // two chains: half the latency
 #pragma unroll
-      for (int row = 0; row < 2; ++row) {
-        m[row] = max(__float_as_int(s[2 * row]), __float_as_int(s[2 * row + 1]));
+    for (int i = 0; i < 8; i += 4) m[i / 4] = max(__float_as_int(s[i + 2 * row]), __float_as_int(s[i + 2 * row + 1]));
 #pragma unroll
-        for (int i = 4; i < kScores; i += 4) {
-          m[row] = __vimax3_s32(m[row], __float_as_int(s[i + 2 * row]), __float_as_int(s[i + 2 * row + 1]));
-        }
-      }
-      exceeds = m[0] > __float_as_int(limit[0]) || m[1] > __float_as_int(limit[1]);
-    } else {
-      exceeds = row_maximum(s, 0) > limit[0] || row_maximum(s, 1) > limit[1];
+    for (int i = 8; i < kScores; i += 4) {
+      m[i / 4 % 2] = __vimax3_s32(m[i / 4 % 2], __float_as_int(s[i + 2 * row]), __float_as_int(s[i + 2 * row + 1]));
     }
-    if (__any_sync(~0u, exceeds)) raise(s, o, scale_log2);
+    return max(m[0], m[1]);
+  }
+
+  template <int kScores>
+  __device__ __forceinline__ void check(const float (&s)[kScores], float (&o)[kSums], const ForwardParams& p) {
+    bool exceeds;
+    if (integers) [[likely]] {
+      exceeds = (row_maximum_bits(s, 0) > __float_as_int(limit[0])) | (row_maximum_bits(s, 1) > __float_as_int(limit[1]));
+    } else {
+      exceeds = (row_maximum(s, 0) > limit[0]) | (row_maximum(s, 1) > limit[1]);
+    }
+    if (__any_sync(~0u, exceeds)) [[unlikely]]
+      raise(s, o, p);
   }
 };
 
@@ -608,23 +632,30 @@ struct ForwardConsumer {
   static constexpr int kScores = kStepRows / 2, kSums = kDim / 2;
 
   const ForwardParams& p;
-  Control& control;
-  uint32_t base, unit, thread;  // of the warpgroup, in it
+  const Control& control;
+  uint32_t base, unit, thread;  // of the warpgroup, in it; base and unit are in uniform registers
+
+  // Addresses in the loop are sums of base and constants: pointers would be converted again at each use.
+  static constexpr uint32_t kKFull = Layout::kControl + offsetof(Control, k_full), kKEmpty = Layout::kControl + offsetof(Control, k_empty),
+                            kVFull = Layout::kControl + offsetof(Control, v_full), kVEmpty = Layout::kControl + offsetof(Control, v_empty),
+                            kQFull = Layout::kControl + offsetof(Control, q_full), kQEmpty = Layout::kControl + offsetof(Control, q_empty),
+                            kItemEmpty = Layout::kControl + offsetof(Control, item_empty),
+                            kStep = Layout::kControl + offsetof(Control, step);
 
   /// Tells the producers of every CTA of the cluster that this warpgroup is done with a stage.
-  __device__ __forceinline__ void release(const uint64_t* barrier) const {
+  __device__ __forceinline__ void release(uint32_t barrier) const {
     if constexpr (kCluster == 1) {
-      if (thread == 0) barrier_arrive(shared_address(barrier));
+      if (thread == 0) barrier_arrive(barrier);
     } else {
-      if (thread < 2) barrier_arrive_cluster(cluster_address(shared_address(barrier), thread));
+      if (thread < 2) barrier_arrive_cluster(cluster_address(barrier, thread));
     }
   }
 
-  __device__ __forceinline__ void hide(float (&s)[kScores], const uint32_t* visible) const {
+  __device__ __forceinline__ void hide(float (&s)[kScores], uint32_t visible) const {
     const uint32_t column = 2 * (thread % 4);
 #pragma unroll
     for (int word = 0; word < kStepRows / 32; ++word) {
-      const uint32_t bits = visible[word] >> column;
+      const uint32_t bits = load_shared(visible + 4 * word) >> column;
 #pragma unroll
       for (int i = 0; i < 16; ++i) {  // columns 8 (i / 4) + column + i % 2 of the word, for both rows
         if (!(bits >> (8 * (i / 4) + i % 2) & 1)) s[16 * word + i] = -INFINITY;
@@ -702,69 +733,101 @@ struct ForwardConsumer {
     }
   }
 
+  /// Always 0, since sums are not negative. The compiler doesn't know and adds up before what needs this; left alone, it puts additions off
+  /// and runs out of registers.
+  static __device__ __forceinline__ uint32_t negative(const float (&sum)[2]) { return (sum[0] < 0) | (sum[1] < 0) ? 1 : 0; }
+
+  /// A step as its warpgroup finds it: where its keys are and which of them it sees.
+  struct Step {
+    uint32_t stage, slot, flags;
+  };
+
+  /// Waits for the keys of the step at the ring's place.
+  __device__ __forceinline__ Step wait_step(const Ring<Layout::kKeyStages>& ring, const float (&sum)[2]) const {
+    const uint32_t place = uniform(ring.stage | ring.phase << 4), stage = place & 15, phase = place >> 4;
+    barrier_wait(base + kKFull + 8 * stage, phase ^ negative(sum));
+    const uint32_t slot = base + kStep + (stage + phase * Layout::kKeyStages) * sizeof(StepSlot);
+    return {stage, slot, load_shared(slot + offsetof(StepSlot, flags)) >> unit};
+  }
+
+  __device__ __forceinline__ void multiply_keys(float (&s)[kScores], uint64_t q, uint32_t stage) const {
+    const uint64_t k = operand_descriptor(base + Layout::kK + stage * Layout::kStageBytes, 16);
+    wgmma_fence();
+#pragma unroll
+    for (int slice = 0; slice < kDim / 16; ++slice) {
+      wgmma_shared<T, kStepRows>(s, advanced(q, channel_slice(slice, kUnitRows)), advanced(k, channel_slice(slice, kStepRows)), slice != 0);
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(s);
+    release(base + kKEmpty + 8 * stage);
+  }
+
   __device__ __forceinline__ void run() const {
     Ring<Layout::kKeyStages> k_ring;
     Ring<Layout::kValueStages> v_ring;
     const uint64_t q = operand_descriptor(base + Layout::kQ + unit * Layout::kUnitBytes, 16);
     for (uint32_t turn = 0;; ++turn) {
-      barrier_wait(shared_address(&control.q_full), turn & 1);
-      const ItemSlot& item = control.item[turn % kItemSlots];
-      if (item.head < 0) break;
+      barrier_wait(base + kQFull, turn & 1);
+      if (control.item[turn % kItemSlots].head < 0) break;
       float o[kSums];
 #pragma unroll
       for (int i = 0; i < kSums; ++i) o[i] = 0;
       LazySoftmax<kSums> softmax;
       for (;;) {
-        barrier_wait(shared_address(&control.k_full[k_ring.stage]), k_ring.phase);
-        const StepSlot& description = control.step[k_ring.slot()];
-        const uint32_t flags = description.flags;
-        if (!(flags >> unit & 1)) {  // nothing to see, or the end; the warps must not drift apart
+        Step step = wait_step(k_ring, softmax.sum);
+        if (!(step.flags & 1)) {  // nothing to see, or the end; the warps must not drift apart
           named_sync(1 + static_cast<int>(unit), 128);
-          release(&control.k_empty[k_ring.stage]);
+          const bool ends = (step.flags & (kStepEnd >> unit)) != 0;
+          if (ends && thread == 0) barrier_arrive(base + kQEmpty);
+          release(base + kKEmpty + 8 * step.stage);
           k_ring.advance();
-          if (flags & kStepEnd) break;
-          barrier_wait(shared_address(&control.v_full[v_ring.stage]), v_ring.phase);
+          if (ends) break;
+          barrier_wait(base + kVFull + 8 * v_ring.stage, v_ring.phase);
           named_sync(1 + static_cast<int>(unit), 128);
-          release(&control.v_empty[v_ring.stage]);
+          release(base + kVEmpty + 8 * v_ring.stage);
           v_ring.advance();
           continue;
         }
         float s[kScores];
-        const uint64_t k = operand_descriptor(base + Layout::kK + k_ring.stage * Layout::kStageBytes, 16);
-        wgmma_fence();
-#pragma unroll
-        for (int slice = 0; slice < kDim / 16; ++slice) {
-          wgmma_shared<T, kStepRows>(s, advanced(q, channel_slice(slice, kUnitRows)), advanced(k, channel_slice(slice, kStepRows)),
-                                     slice != 0);
-        }
-        wgmma_commit();
-        wgmma_wait<0>();
-        pin(s);
-        release(&control.k_empty[k_ring.stage]);
-        k_ring.advance();
-        if (flags >> (kStepPartial + unit) & 1) hide(s, description.visible[unit]);
-        softmax.check(s, o, p.scale_log2);
+        multiply_keys(s, q, step.stage);
+        for (;;) {  // from scores to scores
+          k_ring.advance();
+          const uint32_t place = uniform(v_ring.stage | v_ring.phase << 4), v_stage = place & 15, v_phase = place >> 4;
+          const uint32_t v_full = base + kVFull + 8 * v_stage;
+          const bool v_here = barrier_test(v_full, v_phase);
+          if (step.flags >> kStepPartial & 1) [[unlikely]]
+            hide(s, step.slot + offsetof(StepSlot, visible) + unit * 16);
+          softmax.check(s, o, p);
 
-        uint32_t packed[kScores / 2];
-        const uint64_t v = operand_descriptor(base + Layout::kV + v_ring.stage * Layout::kStageBytes, kStepRows * kSlabRowBytes);
-        exponentials<0>(s, packed, softmax);
-        // Sums are never negative. Left alone, the compiler puts the additions off past the wait, and runs out of registers.
-        const uint32_t parity = v_ring.phase ^ (softmax.sum[0] < 0 || softmax.sum[1] < 0 ? 1u : 0u);
-        barrier_wait(shared_address(&control.v_full[v_ring.stage]), parity);
-        wgmma_fence();
-        add_values<0>(o, packed, v);
-        exponentials<kScores / 2>(s, packed, softmax);
-        wgmma_fence();
-        add_values<kStepRows / 32>(o, packed, v);
-        wgmma_wait<0>();
-        pin(o);
-        release(&control.v_empty[v_ring.stage]);
-        v_ring.advance();
+          uint32_t packed[kScores / 2];
+          const uint64_t v = operand_descriptor(base + Layout::kV + v_stage * Layout::kStageBytes, kStepRows * kSlabRowBytes);
+          exponentials<0>(s, packed, softmax);
+          uint32_t wait_now = negative(softmax.sum);
+          if constexpr (kDim == 64) {  // packing, too, belongs between the exponentials; with head_dim 128 that costs more than it gains
+            uint32_t any = 0;
+#pragma unroll
+            for (int i = 0; i < kScores / 4; ++i) any |= packed[i];
+            wait_now |= any >> 31;
+          }
+          if (!v_here | (wait_now != 0)) barrier_wait(v_full, v_phase);
+          wgmma_fence();
+          add_values<0>(o, packed, v);
+          exponentials<kScores / 2>(s, packed, softmax);
+          wgmma_fence();
+          add_values<kStepRows / 32>(o, packed, v);
+          v_ring.advance();
+          step = wait_step(k_ring, softmax.sum);  // while the products run
+          wgmma_wait<0>();
+          pin(o);
+          release(base + kVEmpty + 8 * v_stage);
+          if (!(step.flags & 1)) break;
+          multiply_keys(s, q, step.stage);
+        }
       }
-      if (thread == 0) barrier_arrive(shared_address(&control.q_empty));
-      store(item, o, softmax);
+      store(control.item[turn % kItemSlots], o, softmax);
       __syncwarp();
-      if (thread % 32 == 0) barrier_arrive(shared_address(&control.item_empty[turn % kItemSlots]));
+      if (thread % 32 == 0) barrier_arrive(base + kItemEmpty + 8 * (turn % kItemSlots));
     }
   }
 };
@@ -820,7 +883,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1) forward_sm90(const __grid_
     }
   } else {
     registers_increase<160>();
-    const ForwardConsumer<T, kDim, kStepRows, kCluster> consumer{p, control, base, warpgroup - 1, threadIdx.x % 128};
+    const ForwardConsumer<T, kDim, kStepRows, kCluster> consumer{p, control, uniform(base), warpgroup - 1, threadIdx.x % 128};
     consumer.run();
   }
   if constexpr (kCluster > 1) cluster_sync();  // others may still arrive here

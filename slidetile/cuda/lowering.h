@@ -11,7 +11,7 @@ namespace slidetile::cuda {
 
 /// Rows of a tile that one box of a tensor map brings. On the canvas a row is a token of the box in raster order; off it, one of a run
 /// of consecutive tokens.
-struct Block {
+struct alignas(16) Block {
   int32_t w = 0, h = 0, t = 0;  // origin on the canvas, or {first token of the sequence, 0, 0}
   uint32_t flags = 0;           // of BlockFlag; 0: no such block, the tile has fewer
   uint32_t valid[4] = {};       // rows that are tokens of the tile

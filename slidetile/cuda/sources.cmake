@@ -33,4 +33,6 @@ endforeach()
 set_target_properties(slidetile PROPERTIES CUDA_ARCHITECTURES OFF CUDA_RUNTIME_LIBRARY Static)
 # Not CUDA_STANDARD: CMake 3.25 does not know that nvcc has C++20.
 target_compile_options(slidetile PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+# Waits of kernels end in a trap after a while.
+target_compile_definitions(slidetile PRIVATE $<$<CONFIG:Debug>:SLIDETILE_BOUNDED_WAITS>)
 target_link_libraries(slidetile PRIVATE CUDA::cudart_static)

@@ -25,8 +25,10 @@ SLIDETILE_HOST_DEVICE constexpr uint64_t operand_descriptor(uint32_t address, ui
   return kSwizzle128 | kEightRows | uint64_t{(slab_bytes >> 4) & 0x3FFF} << 16 | ((address & 0x3FFFF) >> 4);
 }
 
-/// The descriptor of what lies some bytes further on.
-SLIDETILE_HOST_DEVICE constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) { return descriptor + (bytes >> 4); }
+/// The descriptor of what lies some bytes further on: only its low word changes, which the compiler would not see in a 64-bit sum.
+SLIDETILE_HOST_DEVICE constexpr uint64_t advanced(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xFFFFFFFF00000000u) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
 
 /// Bytes from the start of a tile of `rows` rows to its slice k of 16 channels, where channels are summed over (K in Q K^T).
 SLIDETILE_HOST_DEVICE constexpr uint32_t channel_slice(uint32_t k, uint32_t rows) { return k / 4 * rows * kSlabRowBytes + k % 4 * 32; }
