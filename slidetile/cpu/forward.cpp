@@ -244,6 +244,7 @@ class ForwardRun {
                   .head_dim = head_dim_,
                   .token = nullptr,
                   .tokens = 0,
+                  .listed = 0,
                   .length = args_.key_lengths == nullptr ? plan_.key.tokens : args_.key_lengths[u.batch],
                   .k_packed = nullptr,
                   .v_packed = nullptr,
@@ -253,6 +254,7 @@ class ForwardRun {
       const int64_t padded = layout_.padded_begin[static_cast<size_t>(tile)];
       pack.token = plan_.key.token + plan_.key.tile_begin[tile];
       pack.tokens = plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile];
+      pack.listed = static_cast<int32_t>(plan_.key.tokens) - plan_.key.tile_begin[tile];
       pack.k_packed = k_packed(unit) + padded * depth_;
       pack.v_packed = v_packed(unit) + padded / engine_.pair * columns_;
       unsafe(unit)[tile] = engine_.pack(pack) ? 1 : 0;
