@@ -7,3 +7,6 @@ target_compile_options(slidetile_warnings INTERFACE
   # g++ 12 sees overlaps in `"text" + string` that are not there (GCC bug 105651).
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<CXX_COMPILER_ID:GNU>>:-Wno-restrict>
   $<$<AND:$<COMPILE_LANGUAGE:CXX>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror>)
+target_compile_options(slidetile_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall,-Wextra,-Wno-missing-field-initializers>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${SLIDETILE_WERROR}>>:-Werror=all-warnings>)

@@ -9,6 +9,7 @@ namespace slidetile {
 namespace {
 
 constexpr int64_t kLargestHeadDim = 256;
+constexpr uintptr_t kWorkspaceAlignment = 256;
 
 std::string shape_of(const TensorView& view) {
   std::string text = "[";

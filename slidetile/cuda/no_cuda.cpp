@@ -1,9 +1,29 @@
-// Linked instead of the CUDA back end where it is not built: no kernels.
+// Linked instead of the CUDA back end where it is not built: no kernels, and no plans on a device.
+#include "slidetile/device_plan.h"
+#include "slidetile/error.h"
 #include "slidetile/kernel.h"
 
 namespace slidetile {
 
 std::span<const ForwardKernel> cuda_forward_kernels() noexcept { return {}; }
 std::span<const BackwardKernel> cuda_backward_kernels() noexcept { return {}; }
+
+namespace {
+
+[[noreturn]] void fail_without_cuda() { fail(ErrorCode::kUnsupported, "device plan: this build has no CUDA back end (SLIDETILE_CUDA)"); }
+
+}  // namespace
+
+struct DevicePlan::State {};
+
+DevicePlan::DevicePlan() noexcept = default;
+DevicePlan::DevicePlan(const Plan&, const Device&, void*) { fail_without_cuda(); }
+DevicePlan::DevicePlan(const Plan&, const Plan&, const Device&, void*) { fail_without_cuda(); }
+DevicePlan::~DevicePlan() = default;
+DevicePlan::DevicePlan(DevicePlan&&) noexcept = default;
+DevicePlan& DevicePlan::operator=(DevicePlan&&) noexcept = default;
+const PlanView& DevicePlan::view() const { fail_without_cuda(); }
+const PlanView& DevicePlan::transposed() const { fail_without_cuda(); }
+int64_t DevicePlan::bytes() const noexcept { return 0; }
 
 }  // namespace slidetile

@@ -1,0 +1,37 @@
+// Device plans where there is no GPU: refusals say what is missing. With one: cuda_test.cpp.
+#include "slidetile/device_plan.h"
+
+#include <doctest/doctest.h>
+
+#include "slidetile/attention.h"
+#include "slidetile/error.h"
+#include "slidetile/window.h"
+
+using namespace slidetile;
+
+TEST_CASE("a device plan is for CUDA devices") {
+  const Plan plan = full_plan(Grid({4, 8, 8}, {2, 4, 4}));
+  CHECK_THROWS_AS(DevicePlan(plan, Device{}), Error);
+  try {
+    DevicePlan(plan, Device{DeviceType::kCuda, 1000});
+    FAIL("accepted");
+  } catch (const Error& error) {
+    CHECK(error.code() != ErrorCode::kOutOfMemory);
+    MESSAGE(std::string(error.what()));
+  }
+}
+
+TEST_CASE("an empty one has no views, and can be moved") {
+  DevicePlan a;
+  DevicePlan b = std::move(a);
+  CHECK(b.bytes() == 0);
+  CHECK_THROWS_AS(static_cast<void>(b.view()), Error);
+  CHECK_THROWS_AS(static_cast<void>(b.transposed()), Error);
+}
+
+TEST_CASE("kernels say why this machine can't run them") {
+  for (const KernelInfo& kernel : forward_kernels(DeviceType::kCuda))
+    MESSAGE(kernel.name, ": ", kernel.reason.empty() ? "can run" : kernel.reason);
+  for (const KernelInfo& kernel : backward_kernels(DeviceType::kCuda))
+    MESSAGE(kernel.name, ": ", kernel.reason.empty() ? "can run" : kernel.reason);
+}
