@@ -174,22 +174,6 @@ double relative(const Sums& sums) {
   return sums.wrong > 0 ? std::numeric_limits<double>::infinity() : std::sqrt(sums.error / std::max(sums.norm, 1e-300));
 }
 
-// Visible pairs of a plan without masks, over the heads.
-double pairs(const Plan& plan, int64_t heads) {
-  double sum = 0;
-  for (int64_t head = 0; head < heads; ++head) {
-    for (int32_t tile = 0; tile < plan.query.tiles(); ++tile) {
-      const int32_t row = plan.row(head, tile);
-      double keys = 0;
-      for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
-        keys += plan.key.tile_size(plan.key_tile[static_cast<size_t>(entry)]);
-      }
-      sum += keys * plan.query.tile_size(tile);
-    }
-  }
-  return sum;
-}
-
 Result run_case(const BenchCase& c, const std::string& kernel) {
   const Grid grid(c.canvas, c.tile);
   const ExtraTokens extra{0, c.text};
@@ -223,7 +207,7 @@ Result run_case(const BenchCase& c, const std::string& kernel) {
     const Timing timing = time_steady([&] { attention_forward(forward, on_device.view(), forward_options); });
     result.ms = timing.mean();
     result.spread = timing.mean() / timing.best() - 1;
-    result.teraflops = 4.0 * pairs(plan, c.heads) * static_cast<double>(c.head_dim) / result.ms * 1e-9;
+    result.teraflops = forward_flops(plan, c.heads, c.head_dim) / result.ms * 1e-9;
     return result;
   }
   DeviceTensor dout(c.dtype, shape, c.layout), dq(c.dtype, shape, c.layout), dk(c.dtype, shape, c.layout), dv(c.dtype, shape, c.layout);
@@ -244,7 +228,7 @@ Result run_case(const BenchCase& c, const std::string& kernel) {
   const Timing timing = time_steady([&] { attention_backward(tensors, on_device.view(), on_device.transposed(), options); });
   result.ms = timing.mean();
   result.spread = timing.mean() / timing.best() - 1;
-  result.teraflops = 10.0 * pairs(plan, c.heads) * static_cast<double>(c.head_dim) / result.ms * 1e-9;
+  result.teraflops = backward_flops(plan, c.heads, c.head_dim) / result.ms * 1e-9;
   return result;
 }
 

@@ -43,6 +43,7 @@ struct BackwardShape {
     Item item;
   };
   static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kPartnerBytes + sizeof(Lists);
+  static_assert(kSharedBytes <= kSharedEverywhere);
 };
 
 /// s (16 x kPartners) = own rows times partner rows.

@@ -30,7 +30,7 @@ struct AtomicShape {
     BlockRows<kQueries> queries[3];
     float lse_log2[2][kQueries], delta[2][kQueries];
     int32_t own_token[kKeys], own_loaded[kKeys];  // loaded: -1 past the length, where k may hold NaN, which ds = 0 does not silence in dq
-    int blocks;
+    int blocks, whole;                            // whole: every own row is loaded
     Item item;
   };
   static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kStageBytes + 2 * kWeightBytes + sizeof(Lists);
@@ -113,18 +113,21 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
              params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[first_item.batch]);
   walk.fetch(plan);
   const int own_length = params.own_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.own_lengths[first_item.batch];
+  bool loaded = true;
   if (threadIdx.x < kKeys) {
     const int r = threadIdx.x;
     const int token = r < first_item.count ? plan.query.token[plan.query.tile_begin[first_item.tile] + first_item.first + r] : -1;
     lists.own_token[r] = token;
-    lists.own_loaded[r] = token < own_length ? token : -1;
+    loaded = token >= 0 && token < own_length;
+    lists.own_loaded[r] = loaded ? token : -1;
   }
   walk.publish(plan, lists.queries[0]);
   walk.fetch(plan);
   walk.publish(plan, lists.queries[1]);
   walk.fetch(plan);
   lists.blocks = partner_blocks<kQueries>(plan, first_item);
-  __syncthreads();
+  const int whole = __syncthreads_and(loaded);
+  if (threadIdx.x == 0) lists.whole = whole;  // read after the loop's first barrier
 
   const auto row_terms_at = [&](int token) {
     return (static_cast<int64_t>(item.batch) * params.schedule.heads + item.head) * params.terms.tokens + token;
@@ -181,9 +184,12 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
     multiply_square<T, kDim>(s, own, q_columns);
     multiply_square<T, kDim>(dp, {own.row + Shape::kOwnBytes, own.lane}, {q_columns.row + Shape::kPartnerBytes, q_columns.lane});
 
-    const bool plain = all_plain(queries);
+    // Rows of k that are not there are zeros, but their p = 2^-lse may be infinite, and dq would take NaN from them.
+    const bool plain = all_plain(queries) && lists.whole != 0;
     uint64_t mine = 0;
-    if (!plain) mine = visible_partners(plan, queries, item.first + min(key_strip * 32 + lane, item.count - 1)) >> (other * 32);
+    if (!plain && lists.own_loaded[key_strip * 32 + lane] >= 0) {
+      mine = visible_partners(plan, queries, item.first + key_strip * 32 + lane) >> (other * 32);
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       uint32_t visible[2] = {~0u, ~0u};

@@ -5,14 +5,16 @@
 // head_dim FLOPs, kRows * 64 exponentials. The tensor cores bind, then shared memory: a warp of 32 rows reads 3 KB for 16 products of q
 // k^T.
 //
-// A step: wait for k and v; start the next ones into the other stage; s = q k^T; softmax; out += p v. One barrier a step. Two blocks of
-// threads fit a multiprocessor and fill each other's waits.
+// A step: wait for k; start v; s = q k^T; wait for v; start the next k; softmax; out += p v. One buffer each for k and v, so that two
+// blocks of threads fit a multiprocessor and fill each other's waits.
 #pragma once
 
 #include "slidetile/cuda/gather_sm80.cuh"
 #include "slidetile/cuda/launch.cuh"
 
 namespace slidetile::cuda {
+
+inline constexpr int kBlockKeys = 64;
 
 struct ForwardParams {
   PlanView plan;
@@ -29,21 +31,21 @@ template <int kDim, int kWarpRows>
 struct ForwardShape {
   static constexpr int kRows = kWarps * kWarpRows;
   static constexpr int kStrips = kWarpRows / 16;  // m16 tiles of a warp
-  static constexpr int kKeys = kDim * kStrips >= 256 ? 32 : 64;
   static constexpr bool kQInRegisters = kStrips * kDim <= 128;
-  static constexpr int kBlocksPerMultiprocessor = kDim * kWarpRows < 64 * 32 || (kDim == 128 && kWarpRows == 16) ? 3 : 2;
-  static constexpr uint32_t kQBytes = kRows * kDim * 2, kKeyBytes = kKeys * kDim * 2, kStageBytes = 2 * kKeyBytes;
+  static constexpr int kBlocksPerMultiprocessor = kDim * kWarpRows >= 64 * 32 ? (kDim == 128 && kWarpRows == 16 ? 3 : 2) : 3;
+  static constexpr uint32_t kQBytes = kRows * kDim * 2, kKeyBytes = kBlockKeys * kDim * 2;
 
   static constexpr bool kWalkInShared = kDim <= 128;  // larger ones have no room, and registers enough
 
   struct Lists {
-    BlockRows<kKeys> keys[3];
+    BlockRows<kBlockKeys> keys[2];
     int32_t query_token[kRows];
     int blocks;
     Item item;  // read again where it is needed: registers are scarce
-    PartnerWalk<kKeys> walk[kWalkInShared ? kKeys : 1];
+    PartnerWalk<kBlockKeys> walk[kWalkInShared ? kBlockKeys : 1];
   };
-  static constexpr int kSharedBytes = kQBytes + 2 * kStageBytes + sizeof(Lists);
+  static constexpr int kSharedBytes = kQBytes + 2 * kKeyBytes + sizeof(Lists);
+  static_assert(kSharedBytes <= kSharedEverywhere);
 };
 
 inline constexpr float kInfinity = __builtin_inff();
@@ -53,10 +55,10 @@ template <typename T, int kDim, int kWarpRows>
 __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBlocksPerMultiprocessor)
     forward_sm80(const __grid_constant__ ForwardParams params) {
   using Shape = ForwardShape<kDim, kWarpRows>;
-  constexpr int kStrips = Shape::kStrips, kSteps = kDim / 16, kKeys = Shape::kKeys, kKeyPairs = kKeys / 16;
+  constexpr int kStrips = Shape::kStrips, kSteps = kDim / 16, kKeyPairs = kBlockKeys / 16;
   extern __shared__ __align__(128) char shared[];
-  auto& lists = *reinterpret_cast<typename Shape::Lists*>(shared + Shape::kQBytes + 2 * Shape::kStageBytes);
-  const uint32_t q_at = shared_address(shared), stages_at = q_at + Shape::kQBytes;
+  auto& lists = *reinterpret_cast<typename Shape::Lists*>(shared + Shape::kQBytes + 2 * Shape::kKeyBytes);
+  const uint32_t q_at = shared_address(shared), k_at = q_at + Shape::kQBytes, v_at = k_at + Shape::kKeyBytes;
   const PlanView& plan = params.plan;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
@@ -64,8 +66,8 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
   if (first_item.count <= 0) return;
   if (threadIdx.x == 0) lists.item = first_item;
   const volatile Item& item = lists.item;
-  PartnerWalk<kKeys> held_walk;
-  PartnerWalk<kKeys>& walk = Shape::kWalkInShared ? lists.walk[threadIdx.x % kKeys] : held_walk;
+  PartnerWalk<kBlockKeys> held_walk;
+  PartnerWalk<kBlockKeys>& walk = Shape::kWalkInShared ? lists.walk[threadIdx.x % kBlockKeys] : held_walk;
   walk.start(plan, first_item, params.key_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.key_lengths[first_item.batch]);
   walk.fetch(plan);
   if (threadIdx.x < Shape::kRows) {
@@ -74,20 +76,13 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
   }
   walk.publish(plan, lists.keys[0]);
   walk.fetch(plan);
-  walk.publish(plan, lists.keys[1]);
-  walk.fetch(plan);
-  lists.blocks = partner_blocks<kKeys>(plan, first_item);
+  lists.blocks = partner_blocks<kBlockKeys>(plan, first_item);
   __syncthreads();
-  const auto load_stage = [&](int stage, const BlockRows<kKeys>& keys) {
-    const uint32_t to = stages_at + stage * Shape::kStageBytes;
-    gather<kKeys, kDim>(to, params.k, params.k.of(item.batch, item.head), keys.token, params.head_dim);
-    gather<kKeys, kDim>(to + Shape::kKeyBytes, params.v, params.v.of(item.batch, item.head), keys.token, params.head_dim);
-  };
   gather<Shape::kRows, kDim>(q_at, params.q, params.q.of(item.batch, item.head), lists.query_token, params.head_dim);
-  load_stage(0, lists.keys[0]);
+  gather<kBlockKeys, kDim>(k_at, params.k, params.k.of(item.batch, item.head), lists.keys[0].token, params.head_dim);
 
   const BlockAddress q_block = rows_first<kDim>(q_at, warp * kWarpRows, lane);
-  const BlockAddress k_stages = columns_first<kDim>(stages_at, 0, lane), v_stages = rows_first<kDim>(stages_at + Shape::kKeyBytes, 0, lane);
+  const BlockAddress k_block = columns_first<kDim>(k_at, 0, lane), v_block = rows_first<kDim>(v_at, 0, lane);
   constexpr uint32_t kSixteenRows = 16 * kDim * 2;
 
   float out[kStrips][kDim / 8][4], maximum[kStrips][2], sum[kStrips][2];
@@ -99,7 +94,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
     sum[i][0] = sum[i][1] = 0;
   }
 
-  wait_copies<2>();
+  wait_copies<1>();
   __syncthreads();
   if (params.negate_q) {  // so that the kernel's scale is positive and the largest product has the largest logit
     auto* words = reinterpret_cast<uint32_t*>(shared);
@@ -117,21 +112,17 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
   }
 
   for (int block = 0; block < lists.blocks; ++block) {
-    const BlockRows<kKeys>& keys = lists.keys[block % 3];
-    const int stage = block % 2;
+    const BlockRows<kBlockKeys>& keys = lists.keys[block % 2];
     wait_copies<0>();
-    __syncthreads();  // the stage is there, the next block's list too, and everybody is done with the block before
-    if (block + 1 < lists.blocks) load_stage(1 - stage, lists.keys[(block + 1) % 3]);
-    walk.publish(plan, lists.keys[(block + 2) % 3]);
-    walk.fetch(plan);
-    const BlockAddress k_block{k_stages.row + stage * Shape::kStageBytes, k_stages.lane};
-    const BlockAddress v_block{v_stages.row + stage * Shape::kStageBytes, v_stages.lane};
+    __syncthreads();  // k is there, and everybody is done with the v before
+    gather<kBlockKeys, kDim>(v_at, params.v, params.v.of(item.batch, item.head), keys.token, params.head_dim);
+    walk.publish(plan, lists.keys[(block + 1) % 2]);
 
-    float s[kStrips][kKeys / 8][4];
+    float s[kStrips][kBlockKeys / 8][4];
 #pragma unroll
     for (int i = 0; i < kStrips; ++i) {
 #pragma unroll
-      for (int n = 0; n < kKeys / 8; ++n) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0;
+      for (int n = 0; n < kBlockKeys / 8; ++n) s[i][n][0] = s[i][n][1] = s[i][n][2] = s[i][n][3] = 0;
     }
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
@@ -161,12 +152,19 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
         for (int half = 0; half < 2; ++half) {
           const uint64_t visible = __shfl_sync(~0u, mine, i * 16 + half * 8 + lane / 4) >> (lane % 4 * 2);
 #pragma unroll
-          for (int n = 0; n < kKeys / 8; ++n) {
+          for (int n = 0; n < kBlockKeys / 8; ++n) {
             if ((visible >> (n * 8) & 1) == 0) s[i][n][2 * half] = -kInfinity;
             if ((visible >> (n * 8) & 2) == 0) s[i][n][2 * half + 1] = -kInfinity;
           }
         }
       }
+    }
+
+    wait_copies<0>();
+    __syncthreads();  // v is there, the next block's list too, and everybody is done with k
+    if (block + 1 < lists.blocks) {
+      gather<kBlockKeys, kDim>(k_at, params.k, params.k.of(item.batch, item.head), lists.keys[(block + 1) % 2].token, params.head_dim);
+      walk.fetch(plan);
     }
 
     // Lazy exact maximum: what is subtracted stays until a row's maximum exceeds it by 2^kLazyStep; p and sum remain in range meanwhile.
@@ -178,7 +176,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
       for (int half = 0; half < 2; ++half) {
         float m = fmaxf(s[i][0][2 * half], s[i][0][2 * half + 1]);
 #pragma unroll
-        for (int n = 1; n < kKeys / 8; ++n) m = fmaxf(m, fmaxf(s[i][n][2 * half], s[i][n][2 * half + 1]));
+        for (int n = 1; n < kBlockKeys / 8; ++n) m = fmaxf(m, fmaxf(s[i][n][2 * half], s[i][n][2 * half + 1]));
         largest[i][half] = m * params.scale_log2;
         grew |= largest[i][half] > maximum[i][half] + kLazyStep;
       }
@@ -207,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
       for (int half = 0; half < 2; ++half) {
         const float m = maximum[i][half] == -kInfinity ? 0 : maximum[i][half];  // no key yet: every p is 0
 #pragma unroll
-        for (int n = 0; n < kKeys / 8; ++n) {
+        for (int n = 0; n < kBlockKeys / 8; ++n) {
           const float p0 = exp2_fast(fmaf(s[i][n][2 * half], params.scale_log2, -m));
           const float p1 = exp2_fast(fmaf(s[i][n][2 * half + 1], params.scale_log2, -m));
           sum[i][half] += p0 + p1;

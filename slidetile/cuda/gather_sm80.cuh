@@ -12,6 +12,7 @@
 namespace slidetile::cuda {
 
 inline constexpr int kThreads = 128, kWarps = 4;
+inline constexpr int kSharedEverywhere = 99 * 1024;  // bytes that a block can have on every device since Ampere
 
 /// A tensor in bytes. `vectors`: every row starts at a multiple of 16 bytes and head_dim is a multiple of 8 elements.
 struct Rows {

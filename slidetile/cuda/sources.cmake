@@ -5,7 +5,7 @@ if(NOT SLIDETILE_HAS_CUDA)
 endif()
 
 set(sm80_sources)
-foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backward_sm80_bf16 backward_sm80_f16 
+foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backward_sm80_bf16 backward_sm80_f16
         backward_sm80_atomic_bf16 backward_sm80_atomic_f16 forward_f32 backward_f32)
   list(APPEND sm80_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
 endforeach()

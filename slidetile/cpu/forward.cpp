@@ -1,0 +1,359 @@
+#include "slidetile/cpu/forward.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <numeric>
+#include <thread>
+#include <vector>
+
+#include "slidetile/error.h"
+
+namespace slidetile::cpu {
+namespace {
+
+constexpr int32_t kChunkRows = 192;     // rows of one work item: their state and a block of keys fit the second level of cache
+constexpr int32_t kRowMultiple = 12;    // of every set's register tiles
+constexpr int64_t kPackKeys = 1024;     // keys of one packing item, about
+constexpr int64_t kItemsPerWorker = 4;  // items that heads in flight keep ready
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kHugePage = int64_t{1} << 21;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Memory for packed keys and scratch. Asks for huge pages where there is room for some: every block of keys lies on pages of its own.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) {
+    const int64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+    data_.reset(static_cast<char*>(
+        std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment)))));
+    if (!data_) fail(ErrorCode::kOutOfMemory, "attention forward: no memory for ", bytes, " bytes of packed keys and scratch");
+    if (alignment == kHugePage) madvise(data_.get(), static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
+  }
+  char* at(int64_t offset) const noexcept { return data_.get() + offset; }
+
+ private:
+  struct Free {
+    void operator()(char* memory) const noexcept { std::free(memory); }
+  };
+  std::unique_ptr<char, Free> data_;
+};
+
+Storage storage_of(DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return Storage::kF32;
+    case DType::kBf16: return Storage::kBf16;
+    case DType::kF16: return Storage::kF16;
+  }
+  return Storage::kF32;
+}
+
+const Engine& engine_of(const EngineSet& set, DType dtype) {
+  switch (dtype) {
+    case DType::kF32: return *set.f32;
+    case DType::kBf16: return *set.bf16;
+    case DType::kF16: return *set.f16;
+  }
+  return *set.f32;
+}
+
+// Where key tiles lie once packed, and which of their keys exist and are in use, for each batch item that differs.
+struct KeyLayout {
+  std::vector<int64_t> padded_begin, word_begin;
+  std::vector<std::vector<uint64_t>> usable;
+  std::vector<int32_t> group_begin;  // [groups + 1] tiles of each packing item
+};
+
+KeyLayout make_key_layout(const ForwardArgs& args, int32_t lanes) {
+  const TilingView& key = args.plan.key;
+  KeyLayout layout{.padded_begin = {0}, .word_begin = {0}, .usable = {}, .group_begin = {0}};
+  for (int32_t tile = 0; tile < key.tiles; ++tile) {
+    const int64_t size = key.tile_begin[tile + 1] - key.tile_begin[tile];
+    layout.padded_begin.push_back(layout.padded_begin.back() + round_up(size, lanes));
+    layout.word_begin.push_back(layout.word_begin.back() + (size + 63) / 64);
+    if (layout.padded_begin.back() - layout.padded_begin[static_cast<size_t>(layout.group_begin.back())] >= kPackKeys ||
+        tile + 1 == key.tiles) {
+      layout.group_begin.push_back(tile + 1);
+    }
+  }
+  const int64_t items = args.key_lengths == nullptr ? 1 : args.q.batch();
+  for (int64_t b = 0; b < items; ++b) {
+    const int64_t length = args.key_lengths == nullptr ? key.tokens : args.key_lengths[b];
+    std::vector<uint64_t> usable(static_cast<size_t>(layout.word_begin.back()));
+    for (int32_t tile = 0; tile < key.tiles; ++tile) {
+      const int32_t first = key.tile_begin[tile], size = key.tile_begin[tile + 1] - first;
+      uint64_t* words = usable.data() + layout.word_begin[static_cast<size_t>(tile)];
+      for (int32_t k = 0; k < size; ++k) words[k / 64] |= uint64_t{key.token[first + k] < length} << (k % 64);
+    }
+    layout.usable.push_back(std::move(usable));
+  }
+  return layout;
+}
+
+// Some rows of a query tile: the unit of work.
+struct Chunk {
+  int32_t tile, first, rows;
+};
+
+std::vector<Chunk> make_chunks(const TilingView& query) {
+  std::vector<Chunk> chunks;
+  for (int32_t tile = 0; tile < query.tiles; ++tile) {
+    const int32_t size = query.tile_begin[tile + 1] - query.tile_begin[tile], parts = (size + kChunkRows - 1) / kChunkRows;
+    const int32_t step = static_cast<int32_t>(round_up(parts == 0 ? 1 : (size + parts - 1) / parts, kRowMultiple));
+    for (int32_t first = 0; first < size; first += step) chunks.push_back({tile, first, std::min(step, size - first)});
+  }
+  return chunks;
+}
+
+// A (batch item, head), the order of its chunks, and how long it takes.
+struct Unit {
+  int64_t batch, head;
+  int32_t head_class;
+};
+
+class ForwardRun {
+ public:
+  ForwardRun(const ForwardArgs& args, const Engine& engine)
+      : args_(args),
+        engine_(engine),
+        plan_(args.plan),
+        head_dim_(static_cast<int32_t>(args.q.head_dim())),
+        layout_(make_key_layout(args, engine.lanes)),
+        chunks_(make_chunks(plan_.query)),
+        groups_(static_cast<int64_t>(layout_.group_begin.size()) - 1) {
+    order_work();
+    const int64_t workers = args.executor->workers(), units = static_cast<int64_t>(units_.size());
+    const int64_t chunks = std::max<int64_t>(1, static_cast<int64_t>(chunks_.size()));
+    ahead_ = std::clamp<int64_t>((kItemsPerWorker * workers + chunks - 1) / chunks, 1, std::max<int64_t>(1, units - 1));
+    slots_ = std::min(units, ahead_ + 1);
+    const int64_t padded = layout_.padded_begin.back();
+    depth_ = (head_dim_ + engine.pair - 1) / engine.pair;
+    columns_ = round_up(head_dim_, engine.lanes);
+    k_words_ = padded * depth_;
+    v_words_ = padded / engine.pair * columns_;
+    slot_bytes_ = round_up((k_words_ + v_words_) * 4 + kAlignment, kAlignment);
+    int32_t most_rows = 1;
+    for (const Chunk& chunk : chunks_) most_rows = std::max(most_rows, chunk.rows);
+    results_bytes_ = round_up(int64_t{most_rows} * 2 * 4, kAlignment);
+    scratch_bytes_ = round_up(
+        results_bytes_ + std::max(engine.pack_scratch_bytes(head_dim_), engine.attend_scratch_bytes(most_rows, head_dim_)), kAlignment);
+    packed_ = std::make_unique<Memory>(slots_ * slot_bytes_);
+    scratch_ = std::make_unique<Memory>(workers * scratch_bytes_);
+    unsafe_.resize(static_cast<size_t>(slots_ * plan_.key.tiles));
+    packed_count_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(units));
+    attended_count_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(units));
+  }
+
+  void run() {
+    args_.executor->run(args_.executor->workers(), [this](int64_t, int worker) { work(worker); });
+  }
+
+ private:
+  int32_t plan_row(int32_t head_class, int32_t tile) const { return plan_.row_of[int64_t{head_class} * plan_.query.tiles + tile]; }
+
+  // Long chunks and heads with long chunks first, so that nothing long starts when others run out of work.
+  void order_work() {
+    std::vector<int64_t> row_keys(static_cast<size_t>(plan_.rows));
+    for (int32_t row = 0; row < plan_.rows; ++row) {
+      for (int64_t entry = plan_.row_begin[row]; entry < plan_.row_begin[row + 1]; ++entry) {
+        const int32_t tile = plan_.key_tile[entry];
+        row_keys[static_cast<size_t>(row)] += plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile];
+      }
+    }
+    std::vector<int64_t> class_cost(static_cast<size_t>(plan_.classes));
+    order_.resize(static_cast<size_t>(plan_.classes));
+    for (int32_t c = 0; c < plan_.classes; ++c) {
+      const auto cost = [&](int32_t index) {
+        const Chunk& chunk = chunks_[static_cast<size_t>(index)];
+        return chunk.rows * row_keys[static_cast<size_t>(plan_row(c, chunk.tile))];
+      };
+      std::vector<int32_t>& order = order_[static_cast<size_t>(c)];
+      order.resize(chunks_.size());
+      std::iota(order.begin(), order.end(), 0);
+      std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return cost(a) > cost(b); });
+      for (const int32_t index : order) class_cost[static_cast<size_t>(c)] += cost(index);
+    }
+    for (int64_t b = 0; b < args_.q.batch(); ++b) {
+      for (int64_t h = 0; h < args_.q.heads(); ++h) units_.push_back({b, h, plan_.head_class[plan_.heads == 1 ? 0 : h]});
+    }
+    std::stable_sort(units_.begin(), units_.end(), [&](const Unit& a, const Unit& b) {
+      return class_cost[static_cast<size_t>(a.head_class)] > class_cost[static_cast<size_t>(b.head_class)];
+    });
+  }
+
+  // All work in one sequence that workers take from in order: the keys of the first heads, then for every head its chunks, with the keys of
+  // the head `ahead_` places later packed in their middle, into the slot of the head before. An item waits only for earlier items, and
+  // those for which it waits were taken long before, so waiting is rare and cannot lock up on any number of threads.
+  void work(int worker) {
+    const int64_t units = static_cast<int64_t>(units_.size()), chunks = static_cast<int64_t>(chunks_.size());
+    const int64_t prologue = std::min(ahead_, units) * groups_, with_packing = std::max<int64_t>(0, units - ahead_),
+                  segment = chunks + groups_;
+    const int64_t total = prologue + with_packing * segment + (units - with_packing) * chunks;
+    for (;;) {
+      int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
+      if (index >= total) return;
+      if (index < prologue) {
+        pack(index / groups_, index % groups_, worker);
+        continue;
+      }
+      index -= prologue;
+      if (index >= with_packing * segment) {
+        index -= with_packing * segment;
+        attend(with_packing + index / chunks, index % chunks, worker);
+        continue;
+      }
+      const int64_t unit = index / segment, within = index % segment, half = chunks / 2;
+      if (within < half) {
+        attend(unit, within, worker);
+      } else if (within < half + groups_) {
+        pack(unit + ahead_, within - half, worker);
+      } else {
+        attend(unit, within - groups_, worker);
+      }
+    }
+  }
+
+  static void wait_for(const std::atomic<int64_t>& count, int64_t wanted) {
+    while (count.load(std::memory_order_acquire) < wanted) std::this_thread::yield();
+  }
+
+  uint32_t* k_packed(int64_t unit) const { return reinterpret_cast<uint32_t*>(packed_->at(unit % slots_ * slot_bytes_)); }
+  uint32_t* v_packed(int64_t unit) const { return k_packed(unit) + round_up(k_words_, kAlignment / 4); }
+  uint8_t* unsafe(int64_t unit) { return unsafe_.data() + unit % slots_ * plan_.key.tiles; }
+
+  static const char* head_data(const TensorView& view, const Unit& unit) {
+    return static_cast<const char*>(view.data) + (unit.batch * view.strides[0] + unit.head * view.strides[1]) * size_of(view.dtype);
+  }
+
+  void pack(int64_t unit, int64_t group, int worker) {
+    if (unit >= slots_) wait_for(attended_count_[static_cast<size_t>(unit - slots_)], static_cast<int64_t>(chunks_.size()));
+    const Unit& u = units_[static_cast<size_t>(unit)];
+    const int64_t bytes = size_of(args_.k.dtype);
+    PackArgs pack{.k = head_data(args_.k, u),
+                  .v = head_data(args_.v, u),
+                  .k_stride = args_.k.strides[2] * bytes,
+                  .v_stride = args_.v.strides[2] * bytes,
+                  .storage = storage_of(args_.k.dtype),
+                  .head_dim = head_dim_,
+                  .token = nullptr,
+                  .tokens = 0,
+                  .length = args_.key_lengths == nullptr ? plan_.key.tokens : args_.key_lengths[u.batch],
+                  .k_packed = nullptr,
+                  .v_packed = nullptr,
+                  .scratch = scratch_->at(worker * scratch_bytes_)};
+    const auto g = static_cast<size_t>(group);
+    for (int32_t tile = layout_.group_begin[g]; tile < layout_.group_begin[g + 1]; ++tile) {
+      const int64_t padded = layout_.padded_begin[static_cast<size_t>(tile)];
+      pack.token = plan_.key.token + plan_.key.tile_begin[tile];
+      pack.tokens = plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile];
+      pack.k_packed = k_packed(unit) + padded * depth_;
+      pack.v_packed = v_packed(unit) + padded / engine_.pair * columns_;
+      unsafe(unit)[tile] = engine_.pack(pack) ? 1 : 0;
+    }
+    packed_count_[static_cast<size_t>(unit)].fetch_add(1, std::memory_order_release);
+  }
+
+  void attend(int64_t unit, int64_t place, int worker) {
+    wait_for(packed_count_[static_cast<size_t>(unit)], groups_);
+    const Unit& u = units_[static_cast<size_t>(unit)];
+    const Chunk& chunk = chunks_[static_cast<size_t>(order_[static_cast<size_t>(u.head_class)][static_cast<size_t>(place)])];
+    const int32_t row = plan_row(u.head_class, chunk.tile);
+    const int64_t first_entry = plan_.row_begin[row], bytes = size_of(args_.q.dtype);
+    const size_t item = args_.key_lengths == nullptr ? 0 : static_cast<size_t>(u.batch);
+    auto* results = reinterpret_cast<float*>(scratch_->at(worker * scratch_bytes_));
+    const AttendArgs attend{.q = head_data(args_.q, u),
+                            .out = const_cast<char*>(head_data(args_.out, u)),
+                            .q_stride = args_.q.strides[2] * bytes,
+                            .out_stride = args_.out.strides[2] * bytes,
+                            .storage = storage_of(args_.q.dtype),
+                            .head_dim = head_dim_,
+                            .scale = args_.scale,
+                            .token = plan_.query.token + plan_.query.tile_begin[chunk.tile] + chunk.first,
+                            .rows = chunk.rows,
+                            .query_length = args_.query_lengths == nullptr ? plan_.query.tokens : args_.query_lengths[u.batch],
+                            .keys = {.k = k_packed(unit),
+                                     .v = v_packed(unit),
+                                     .padded_begin = layout_.padded_begin.data(),
+                                     .tile_begin = plan_.key.tile_begin,
+                                     .word_begin = layout_.word_begin.data(),
+                                     .usable = layout_.usable[item].data(),
+                                     .unsafe = unsafe(unit)},
+                            .key_tile = plan_.key_tile + first_entry,
+                            .mask_of = plan_.mask_of == nullptr ? nullptr : plan_.mask_of + first_entry,
+                            .entries = plan_.row_begin[row + 1] - first_entry,
+                            .mask_begin = plan_.mask_begin,
+                            .mask_words = plan_.mask_words,
+                            .mask_row = chunk.first,
+                            .shift = results,
+                            .sum = results + chunk.rows,
+                            .scratch = scratch_->at(worker * scratch_bytes_ + results_bytes_)};
+    engine_.attend(attend);
+    finish(u, attend);
+    attended_count_[static_cast<size_t>(unit)].fetch_add(1, std::memory_order_release);
+  }
+
+  // lse, and the rows without a sum: those that saw no key, and those of whose keys every score is -inf, which is no number.
+  void finish(const Unit& u, const AttendArgs& a) const {
+    const auto lse_at = [&](int32_t token) -> float& {
+      return reinterpret_cast<float*>(const_cast<char*>(head_data(args_.lse, u)))[token * args_.lse.strides[2]];
+    };
+    for (int32_t r = 0; r < a.rows; ++r) {
+      const int32_t token = a.token[r];
+      const bool lost = a.sum[r] == 0 && token < a.query_length && sees_a_key(a, r);
+      if (lost) {
+        void* out = a.out + token * a.out_stride;
+        for (int32_t d = 0; d < head_dim_; ++d) store_element(out, args_.out.dtype, d, std::numeric_limits<float>::quiet_NaN());
+      }
+      if (!args_.lse) continue;
+      if (lost) {
+        lse_at(token) = std::numeric_limits<float>::quiet_NaN();
+      } else if (a.sum[r] == 0) {
+        lse_at(token) = -std::numeric_limits<float>::infinity();
+      } else {
+        constexpr double kLn2 = 0.6931471805599453;
+        lse_at(token) = static_cast<float>(std::log(static_cast<double>(a.sum[r])) - double{a.shift[r]} * kLn2);
+      }
+    }
+  }
+
+  static bool sees_a_key(const AttendArgs& a, int32_t r) {
+    for (int64_t entry = 0; entry < a.entries; ++entry) {
+      const int32_t tile = a.key_tile[entry];
+      const int64_t words = a.keys.word_begin[tile + 1] - a.keys.word_begin[tile];
+      const int32_t mask = a.mask_of == nullptr ? -1 : a.mask_of[entry];
+      for (int64_t word = 0; word < words; ++word) {
+        const uint64_t seen = mask < 0 ? ~uint64_t{0} : a.mask_words[a.mask_begin[mask] + (a.mask_row + r) * words + word];
+        if ((a.keys.usable[a.keys.word_begin[tile] + word] & seen) != 0) return true;
+      }
+    }
+    return false;
+  }
+
+  const ForwardArgs& args_;
+  const Engine& engine_;
+  const PlanView& plan_;
+  int32_t head_dim_;
+  KeyLayout layout_;
+  std::vector<Chunk> chunks_;
+  int64_t groups_;
+  std::vector<std::vector<int32_t>> order_;  // [classes] chunks, long ones first
+  std::vector<Unit> units_;
+  int64_t ahead_ = 1, slots_ = 1;
+  int64_t depth_ = 0, columns_ = 0, k_words_ = 0, v_words_ = 0, slot_bytes_ = 0, results_bytes_ = 0, scratch_bytes_ = 0;
+  std::unique_ptr<Memory> packed_, scratch_;
+  std::vector<uint8_t> unsafe_;
+  std::vector<std::atomic<int64_t>> packed_count_, attended_count_;
+  std::atomic<int64_t> next_{0};
+};
+
+}  // namespace
+
+void run_forward(const ForwardArgs& args, const EngineSet& set) { ForwardRun(args, engine_of(set, args.q.dtype)).run(); }
+
+}  // namespace slidetile::cpu
