@@ -12,8 +12,9 @@ namespace slidetile {
 /// A planner that runs on the GPU needs no DevicePlan: it fills a PlanView with pointers to device memory of its own. `device`, the
 /// extents (`tiles`, `tokens`, `heads`, `classes`, `rows`) and every array must then agree as validate(const Plan&) wants them, and
 /// `entries`, `longest_row` and `largest_tile` may be upper bounds, since the host does not see the rows. Taking the view of an uploaded
-/// plan and replacing `row_of`, `row_begin`, `key_tile` (and the masks) is the short way: the tilings stay as they are. Set `lowering`
-/// to null then, which describes the rows that were uploaded.
+/// plan and replacing `row_of`, `row_begin`, `key_tile` (and the masks) is the short way: the tilings stay as they are, and so may
+/// `lowering` for attention_forward: it describes the tilings, and an order of work that serves any rows over them, for as many heads as
+/// the plan uploaded had (for any number if it was one for any number). Without a lowering the portable kernels run.
 class DevicePlan {
  public:
   DevicePlan() noexcept;

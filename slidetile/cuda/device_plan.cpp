@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "slidetile/cuda/device.h"
+#include "slidetile/cuda/lowering.h"
 #include "slidetile/error.h"
 
 namespace slidetile {
@@ -49,6 +50,19 @@ PlanView add(Image& image, const Plan& plan) {
   return view;
 }
 
+// A plan's lowering, and where its tables lie in the image.
+struct Lowered {
+  cuda::LoweringImage image;
+  size_t at = 0;
+};
+
+Lowered add_lowering(Image& image, const Plan& plan) {
+  Lowered lowered{.image = cuda::lower(plan), .at = 0};
+  const std::vector<std::byte>& tables = lowered.image.bytes;
+  lowered.at = reinterpret_cast<size_t>(image.add(tables.data(), static_cast<int64_t>(tables.size())));
+  return lowered;
+}
+
 struct Relocation {
   std::byte* base;
   template <typename T>
@@ -82,6 +96,7 @@ struct DevicePlan::State {
   int64_t bytes = 0;
   bool has_transposed = false;
   PlanView plan, transposed;
+  cuda::Lowering lowering, transposed_lowering;
 
   State() = default;
   State(const State&) = delete;
@@ -101,6 +116,8 @@ struct DevicePlan::State {
     cuda::properties_of(to.index);  // throws where there is no such device
     Image image;
     plan = add(image, host);
+    const Lowered lowered = add_lowering(image, host);
+    Lowered transposed_lowered;
     if (host_transposed != nullptr) {
       validate(*host_transposed);
       require(host_transposed->query == host.key && host_transposed->key == host.query && host_transposed->heads() == host.heads(),
@@ -108,6 +125,7 @@ struct DevicePlan::State {
               host_transposed->key.tokens(), " tokens and ", host_transposed->heads(), " heads, expected ", host.key.tokens(), " x ",
               host.query.tokens(), " and ", host.heads());
       transposed = add(image, *host_transposed);
+      transposed_lowered = add_lowering(image, *host_transposed);
       has_transposed = true;
     }
     device = to.index;
@@ -119,9 +137,13 @@ struct DevicePlan::State {
     cuda::check(cudaStreamSynchronize(on), "device plan: copy");
     const Relocation move{static_cast<std::byte*>(memory)};
     relocate(plan, to, move);
-    if (has_transposed) relocate(transposed, to, move);
-    // LOWERING HOOK: what a kernel prepares from the host plan goes here, owned by a member declared after `memory`
-    // (plan.lowering and transposed.lowering point to it).
+    lowering = cuda::relocated(lowered.image, move.base + lowered.at);
+    plan.lowering = &lowering;
+    if (has_transposed) {
+      relocate(transposed, to, move);
+      transposed_lowering = cuda::relocated(transposed_lowered.image, move.base + transposed_lowered.at);
+      transposed.lowering = &transposed_lowering;
+    }
   }
 };
 

@@ -4,7 +4,7 @@
 namespace slidetile {
 
 std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
-  static const ForwardKernel kernels[] = {cuda::kForwardSm80, cuda::kForwardF32};
+  static const ForwardKernel kernels[] = {cuda::kForwardSm90, cuda::kForwardSm80, cuda::kForwardF32};
   return kernels;
 }
 

@@ -5,6 +5,7 @@
 
 namespace slidetile::cuda {
 
+extern const ForwardKernel kForwardSm90;  // bf16 and f16, Hopper alone
 extern const ForwardKernel kForwardSm80;  // bf16 and f16, every device since compute capability 8.0
 extern const ForwardKernel kForwardF32;   // f32
 extern const BackwardKernel kBackwardSm80;

@@ -9,13 +9,18 @@ foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backw
         backward_sm80_atomic_bf16 backward_sm80_atomic_f16 forward_f32 backward_f32)
   list(APPEND sm80_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
 endforeach()
-set(sm90_sources)
+set(sm90_sources
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90.cu
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_bf16.cu
+  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_f16.cu)
 
 target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/kernels.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device.cpp
   ${CMAKE_CURRENT_LIST_DIR}/driver.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_plan.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/lowering.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/tensor_map.cpp
   ${sm80_sources} ${sm90_sources})
 foreach(set sm80 sm90)
   string(TOUPPER ${set} upper)
@@ -27,4 +32,6 @@ endforeach()
 set_target_properties(slidetile PROPERTIES CUDA_ARCHITECTURES OFF CUDA_RUNTIME_LIBRARY Static)
 # Not CUDA_STANDARD: CMake 3.25 does not know that nvcc has C++20.
 target_compile_options(slidetile PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+# Waits of kernels end in a trap after a while.
+target_compile_definitions(slidetile PRIVATE $<$<CONFIG:Debug>:SLIDETILE_BOUNDED_WAITS>)
 target_link_libraries(slidetile PRIVATE CUDA::cudart_static)

@@ -1,0 +1,8 @@
+// The Hopper forward kernels on bf16.
+#include "slidetile/cuda/forward_sm90_launch.cuh"
+
+namespace slidetile::cuda {
+
+void launch_forward_sm90_bf16(const ForwardParams& params, const ForwardLaunch& how) { launch_forward<__nv_bfloat16>(params, how); }
+
+}  // namespace slidetile::cuda
