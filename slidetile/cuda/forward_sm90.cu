@@ -49,9 +49,10 @@ int64_t forward_workspace_bytes(const ForwardArgs&) noexcept { return kWorkspace
 int32_t always_in_use(const TilingView& tiling) noexcept { return static_cast<int32_t>(tiling.extra.before + tiling.canvas.volume()); }
 
 void set_maps(CUtensorMap (&maps)[2], const TensorView& tensor, const TilingView& tiling, const BlockShape& shape) {
-  const auto tokens = static_cast<int32_t>(tensor.tokens());
+  const int64_t canvas = tiling.canvas.volume();
+  const auto extra = static_cast<int32_t>(tiling.tokens == canvas ? 0 : tiling.tokens);  // making a map of none is cheap
   maps[0] = make_tensor_map(tensor, {.first_token = tiling.extra.before, .extent = tiling.canvas, .box = shape.box});
-  maps[1] = make_tensor_map(tensor, {.first_token = 0, .extent = {1, 1, tokens}, .box = {1, 1, shape.slot_rows}});
+  maps[1] = make_tensor_map(tensor, {.first_token = 0, .extent = {1, 1, extra}, .box = {1, 1, shape.slot_rows}});
 }
 
 void forward_run(const ForwardArgs& args) {
