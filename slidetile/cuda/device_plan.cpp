@@ -4,6 +4,7 @@
 #include <cstring>
 #include <vector>
 
+#include "slidetile/cuda/backward_lowering.h"
 #include "slidetile/cuda/device.h"
 #include "slidetile/cuda/lowering.h"
 #include "slidetile/error.h"
@@ -63,6 +64,19 @@ Lowered add_lowering(Image& image, const Plan& plan) {
   return lowered;
 }
 
+// The same of a transposed plan, for the backward pass.
+struct BackwardLowered {
+  cuda::BackwardLoweringImage image;
+  size_t at = 0;
+};
+
+BackwardLowered add_backward_lowering(Image& image, const Plan& transposed, int32_t slots) {
+  BackwardLowered lowered{.image = cuda::lower_backward(transposed, slots), .at = 0};
+  const std::vector<std::byte>& tables = lowered.image.bytes;
+  lowered.at = reinterpret_cast<size_t>(image.add(tables.data(), static_cast<int64_t>(tables.size())));
+  return lowered;
+}
+
 struct Relocation {
   std::byte* base;
   template <typename T>
@@ -97,6 +111,7 @@ struct DevicePlan::State {
   bool has_transposed = false;
   PlanView plan, transposed;
   cuda::Lowering lowering, transposed_lowering;
+  cuda::BackwardLowering backward;
 
   State() = default;
   State(const State&) = delete;
@@ -118,6 +133,7 @@ struct DevicePlan::State {
     plan = add(image, host);
     const Lowered lowered = add_lowering(image, host);
     Lowered transposed_lowered;
+    BackwardLowered backward_lowered;
     if (host_transposed != nullptr) {
       validate(*host_transposed);
       require(host_transposed->query == host.key && host_transposed->key == host.query && host_transposed->heads() == host.heads(),
@@ -126,6 +142,7 @@ struct DevicePlan::State {
               host.query.tokens(), " and ", host.heads());
       transposed = add(image, *host_transposed);
       transposed_lowered = add_lowering(image, *host_transposed);
+      backward_lowered = add_backward_lowering(image, *host_transposed, cuda::properties_of(to.index).multiprocessors);
       has_transposed = true;
     }
     device = to.index;
@@ -142,6 +159,8 @@ struct DevicePlan::State {
     if (has_transposed) {
       relocate(transposed, to, move);
       transposed_lowering = cuda::relocated(transposed_lowered.image, move.base + transposed_lowered.at);
+      backward = cuda::relocated(backward_lowered.image, move.base + backward_lowered.at);
+      transposed_lowering.backward = &backward;
       transposed.lowering = &transposed_lowering;
     }
   }

@@ -9,7 +9,8 @@ std::span<const ForwardKernel> cuda_forward_kernels() noexcept {
 }
 
 std::span<const BackwardKernel> cuda_backward_kernels() noexcept {
-  static const BackwardKernel kernels[] = {cuda::kBackwardSm80, cuda::kBackwardF32, cuda::kBackwardSm80Atomic};
+  static const BackwardKernel kernels[] = {cuda::kBackwardSm90, cuda::kBackwardSm80, cuda::kBackwardF32, cuda::kBackwardSm90Atomic,
+                                           cuda::kBackwardSm80Atomic};
   return kernels;
 }
 

@@ -15,6 +15,7 @@ struct LaunchShape {
   int shared_bytes = 0;
   void* stream = nullptr;  // cudaStream_t
   int cluster = 1;         // blocks of a cluster along x (Hopper)
+  bool together = false;   // all blocks are on the device at once, or the launch fails
 };
 
 /// Launches kKernel on the current device; throws Error(device) if that fails. Allocates nothing and does not wait. The kernel's limit of
@@ -37,12 +38,21 @@ void launch(const LaunchShape& shape, const Args&... args) {
   config.blockDim = shape.block;
   config.dynamicSmemBytes = static_cast<size_t>(shape.shared_bytes);
   config.stream = static_cast<cudaStream_t>(shape.stream);
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim.x = static_cast<unsigned>(shape.cluster);
-  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-  config.attrs = &cluster;
-  config.numAttrs = shape.cluster > 1 ? 1 : 0;
+  cudaLaunchAttribute attributes[2]{};
+  unsigned count = 0;
+  if (shape.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(shape.cluster);
+    attributes[count].val.clusterDim.y = attributes[count].val.clusterDim.z = 1;
+    ++count;
+  }
+  if (shape.together) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count].val.cooperative = 1;
+    ++count;
+  }
+  config.attrs = attributes;
+  config.numAttrs = count;
   check(cudaLaunchKernelEx(&config, kKernel, args...), shape.name);
 }
 

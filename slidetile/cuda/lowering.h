@@ -76,9 +76,12 @@ struct ForwardLowering {
   const int32_t* head_order = nullptr;  // heads by class
 };
 
+struct BackwardLowering;
+
 /// What PlanView::lowering points to.
 struct Lowering {
   ForwardLowering forward;
+  const BackwardLowering* backward = nullptr;  // of a transposed plan: see backward_lowering.h
 };
 
 /// Tables on the host. Pointers of `lowering` are offsets into `bytes` until relocated to where the bytes have been copied.

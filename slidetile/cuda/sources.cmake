@@ -9,10 +9,10 @@ foreach(name forward_sm80 forward_sm80_bf16 forward_sm80_f16 backward_sm80 backw
         backward_sm80_atomic_bf16 backward_sm80_atomic_f16 forward_f32 backward_f32)
   list(APPEND sm80_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
 endforeach()
-set(sm90_sources
-  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90.cu
-  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_bf16.cu
-  ${CMAKE_CURRENT_LIST_DIR}/forward_sm90_f16.cu)
+set(sm90_sources)
+foreach(name forward_sm90 forward_sm90_bf16 forward_sm90_f16 backward_sm90 backward_sm90_bf16 backward_sm90_f16)
+  list(APPEND sm90_sources ${CMAKE_CURRENT_LIST_DIR}/${name}.cu)
+endforeach()
 
 target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/kernels.cpp
@@ -20,6 +20,7 @@ target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/driver.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_plan.cpp
   ${CMAKE_CURRENT_LIST_DIR}/lowering.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/backward_lowering.cpp
   ${CMAKE_CURRENT_LIST_DIR}/tensor_map.cpp
   ${sm80_sources} ${sm90_sources})
 foreach(set sm80 sm90)
