@@ -55,6 +55,7 @@ __device__ __forceinline__ void accumulate_rows(float (&sum)[kF32WarpRows][kF32L
   const int stride = f32_stride(head_dim), lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
+#pragma unroll 4
     for (int j = 0; j < 32; ++j) {
       float w[kF32WarpRows];
 #pragma unroll

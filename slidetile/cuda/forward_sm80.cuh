@@ -49,7 +49,8 @@ struct ForwardShape {
 };
 
 inline constexpr float kInfinity = __builtin_inff();
-inline constexpr float kLazyStep = 8;  // log2: the reference maximum moves only when it is off by more
+inline constexpr float kNoKeyYet = -1e30f;  // a reference maximum below every logit, and finite: 2^(-inf - it) is 0
+inline constexpr float kLazyStep = 8;       // log2: the reference maximum moves only when it is off by more
 
 template <typename T, int kDim, int kWarpRows>
 __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBlocksPerMultiprocessor)
@@ -90,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
   for (int i = 0; i < kStrips; ++i) {
 #pragma unroll
     for (int n = 0; n < kDim / 8; ++n) out[i][n][0] = out[i][n][1] = out[i][n][2] = out[i][n][3] = 0;
-    maximum[i][0] = maximum[i][1] = -kInfinity;
+    maximum[i][0] = maximum[i][1] = kNoKeyYet;
     sum[i][0] = sum[i][1] = 0;
   }
 
@@ -187,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const float m = fmaxf(maximum[i][half], quad_max(largest[i][half]));
-          const float factor = m == -kInfinity ? 1 : exp2_fast(maximum[i][half] - m);
+          const float factor = exp2_fast(maximum[i][half] - m);
           maximum[i][half] = m;
           sum[i][half] *= factor;
 #pragma unroll
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, ForwardShape<kDim, kWarpRows>::kBloc
     for (int i = 0; i < kStrips; ++i) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float m = maximum[i][half] == -kInfinity ? 0 : maximum[i][half];  // no key yet: every p is 0
+        const float m = maximum[i][half];
 #pragma unroll
         for (int n = 0; n < kBlockKeys / 8; ++n) {
           const float p0 = exp2_fast(fmaf(s[i][n][2 * half], params.scale_log2, -m));
