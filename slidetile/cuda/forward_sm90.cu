@@ -60,7 +60,7 @@ void forward_run(const ForwardArgs& args) {
   const PlanView& plan = args.plan;
   const int64_t items = work_items(lowering, args.q);
   if (items == 0) return;
-  ForwardParams params{};
+  HopperForwardParams params{};
   set_maps(params.q, args.q, plan.query, lowering.query);
   set_maps(params.k, args.k, plan.key, lowering.key);
   set_maps(params.v, args.v, plan.key, lowering.key);

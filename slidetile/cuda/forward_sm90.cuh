@@ -26,7 +26,7 @@ namespace slidetile::cuda {
 
 inline constexpr int kForwardThreads = 128 * (1 + kUnitsPerCta);
 
-struct ForwardParams {
+struct HopperForwardParams {
   CUtensorMap q[2], k[2], v[2];  // of the canvas, of the whole sequence as a line
   SheetSteps q_steps, k_steps, v_steps;
   // The plan.
@@ -127,7 +127,7 @@ struct ForwardProducer {
   static constexpr uint32_t kAllLanes = ~0u;
   static constexpr int kUnits = kCluster * kUnitsPerCta;
 
-  const ForwardParams& p;
+  const HopperForwardParams& p;
   Control& control;
   uint32_t base, rank, lane;
 
@@ -576,7 +576,7 @@ struct LazySoftmax {
   }
 
   template <int kScores>
-  __device__ __forceinline__ void raise(const float (&s)[kScores], float (&o)[kSums], const ForwardParams& p) {
+  __device__ __forceinline__ void raise(const float (&s)[kScores], float (&o)[kSums], const HopperForwardParams& p) {
     bool positive = true;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
@@ -613,7 +613,7 @@ struct LazySoftmax {
   }
 
   template <int kScores>
-  __device__ __forceinline__ void check(const float (&s)[kScores], float (&o)[kSums], const ForwardParams& p) {
+  __device__ __forceinline__ void check(const float (&s)[kScores], float (&o)[kSums], const HopperForwardParams& p) {
     bool exceeds;
     if (integers) [[likely]] {
       exceeds = (row_maximum_bits(s, 0) > __float_as_int(limit[0])) | (row_maximum_bits(s, 1) > __float_as_int(limit[1]));
@@ -631,7 +631,7 @@ struct ForwardConsumer {
   using Control = typename Layout::Control;
   static constexpr int kScores = kStepRows / 2, kSums = kDim / 2;
 
-  const ForwardParams& p;
+  const HopperForwardParams& p;
   const Control& control;
   uint32_t base, unit, thread;  // of the warpgroup, in it; base and unit are in uniform registers
 
@@ -833,7 +833,7 @@ struct ForwardConsumer {
 };
 
 template <typename T, int kDim, int kStepRows, int kCluster>
-__global__ void __launch_bounds__(kForwardThreads, 1) forward_sm90(const __grid_constant__ ForwardParams p) {
+__global__ void __launch_bounds__(kForwardThreads, 1) forward_sm90(const __grid_constant__ HopperForwardParams p) {
   using Layout = ForwardLayout<kDim, kStepRows>;
   using Control = typename Layout::Control;
   extern __shared__ __align__(1024) uint8_t shared[];

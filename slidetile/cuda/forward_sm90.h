@@ -3,7 +3,7 @@
 
 namespace slidetile::cuda {
 
-struct ForwardParams;
+struct HopperForwardParams;
 
 /// Which of the kernels to launch, and how.
 struct ForwardLaunch {
@@ -12,7 +12,7 @@ struct ForwardLaunch {
   void* stream = nullptr;  // cudaStream_t
 };
 
-void launch_forward_sm90_bf16(const ForwardParams& params, const ForwardLaunch& launch);
-void launch_forward_sm90_f16(const ForwardParams& params, const ForwardLaunch& launch);
+void launch_forward_sm90_bf16(const HopperForwardParams& params, const ForwardLaunch& launch);
+void launch_forward_sm90_f16(const HopperForwardParams& params, const ForwardLaunch& launch);
 
 }  // namespace slidetile::cuda

@@ -3,6 +3,6 @@
 
 namespace slidetile::cuda {
 
-void launch_forward_sm90_bf16(const ForwardParams& params, const ForwardLaunch& how) { launch_forward<__nv_bfloat16>(params, how); }
+void launch_forward_sm90_bf16(const HopperForwardParams& params, const ForwardLaunch& how) { launch_forward<__nv_bfloat16>(params, how); }
 
 }  // namespace slidetile::cuda

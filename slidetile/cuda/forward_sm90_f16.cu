@@ -3,6 +3,6 @@
 
 namespace slidetile::cuda {
 
-void launch_forward_sm90_f16(const ForwardParams& params, const ForwardLaunch& how) { launch_forward<__half>(params, how); }
+void launch_forward_sm90_f16(const HopperForwardParams& params, const ForwardLaunch& how) { launch_forward<__half>(params, how); }
 
 }  // namespace slidetile::cuda

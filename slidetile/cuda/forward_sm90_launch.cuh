@@ -9,7 +9,7 @@
 namespace slidetile::cuda {
 
 template <typename T, int kDim, int kStepRows, int kCluster>
-void launch_forward_as(const ForwardParams& params, const ForwardLaunch& how) {
+void launch_forward_as(const HopperForwardParams& params, const ForwardLaunch& how) {
   launch<forward_sm90<T, kDim, kStepRows, kCluster>>({.name = "forward_sm90",
                                                       .grid = dim3(static_cast<unsigned>(how.ctas)),
                                                       .block = dim3(kForwardThreads),
@@ -20,7 +20,7 @@ void launch_forward_as(const ForwardParams& params, const ForwardLaunch& how) {
 }
 
 template <typename T, int kDim>
-void launch_forward_of(const ForwardParams& params, const ForwardLaunch& how) {
+void launch_forward_of(const HopperForwardParams& params, const ForwardLaunch& how) {
   if (how.step_rows == 128 && how.cluster == 2) return launch_forward_as<T, kDim, 128, 2>(params, how);
   if (how.step_rows == 128 && how.cluster == 1) return launch_forward_as<T, kDim, 128, 1>(params, how);
   if (how.step_rows == 64 && how.cluster == 1) return launch_forward_as<T, kDim, 64, 1>(params, how);
@@ -28,7 +28,7 @@ void launch_forward_of(const ForwardParams& params, const ForwardLaunch& how) {
 }
 
 template <typename T>
-void launch_forward(const ForwardParams& params, const ForwardLaunch& how) {
+void launch_forward(const HopperForwardParams& params, const ForwardLaunch& how) {
   if (how.head_dim == 128) return launch_forward_of<T, 128>(params, how);
   if (how.head_dim == 64) return launch_forward_of<T, 64>(params, how);
   fail(ErrorCode::kUnsupported, "forward_sm90: head_dim is ", how.head_dim, ", expected 64 or 128");
