@@ -1,0 +1,255 @@
+"""Sliding tile attention as PyTorch operators: gradients, ``torch.compile``, autocast, checkpointing, CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from . import _core
+from .attention import CPU_FALLBACK, Layout
+from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
+
+__all__ = ["attention", "sliding_tile_attention"]
+
+_NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int32: "i32", torch.uint8: "u8"}
+
+_library = torch.library.Library("slidetile", "DEF")
+_library.define(
+    "attention_forward(Tensor q, Tensor k, Tensor v, Tensor plan, Tensor? key_lengths, float scale, str layout, str kernel)"
+    " -> (Tensor, Tensor)"
+)
+_library.define(
+    "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor plan, Tensor? key_lengths,"
+    " float scale, str layout, str kernel) -> (Tensor, Tensor, Tensor)"
+)
+
+
+def _describe(tensor: torch.Tensor) -> tuple:
+    """What the extension reads: cheaper than DLPack, and without its synchronisation of streams."""
+    device = tensor.device
+    index = device.index if device.type == "cuda" else -1
+    return tensor.data_ptr(), _NAMES.get(tensor.dtype, "other"), index, tensor.shape, tensor.stride()
+
+
+def _plan(plan: torch.Tensor) -> _core.Plan:
+    if plan.device.type != "cpu":
+        raise ValueError(f"plan: a plan's bytes are on {plan.device}, expected the host: attention puts a copy on the GPU itself, once")
+    return _core.plan_of(_describe(plan))
+
+
+def _readable(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _lse_like(q: torch.Tensor, layout: str) -> torch.Tensor:
+    heads, tokens = (1, 2) if layout == "bhsd" else (2, 1)
+    return q.new_empty((q.shape[0], q.shape[heads], q.shape[tokens]), dtype=torch.float32)
+
+
+def _run(function, arrays: tuple, plan: torch.Tensor, key_lengths, options: tuple[float, str, str]) -> None:
+    scale, layout, kernel = options
+    q = arrays[0]
+    lengths = None if key_lengths is None else _describe(key_lengths)
+    described = tuple(_describe(array) for array in arrays)
+    if q.device.type != "cuda":
+        fallback = CPU_FALLBACK["forward" if function is _core.forward else "backward"]
+        function(described, _plan(plan), (layout, scale, lengths, kernel or fallback, 0, None))
+        return
+    workspace = []
+
+    def allocate(size: int) -> int:
+        workspace.append(torch.empty(size, dtype=torch.uint8, device=q.device))
+        return workspace[0].data_ptr()
+
+    with torch.cuda.device(q.device):
+        stream = torch.cuda.current_stream(q.device).cuda_stream
+        function(described, _plan(plan), (layout, scale, lengths, kernel, stream, allocate))
+
+
+def _require_rank(q: torch.Tensor) -> None:
+    if q.dim() != 4:
+        raise ValueError(f"q: {q.dim()} axes, expected 4 (batch, heads, tokens, head_dim in the order of layout)")
+
+
+def _forward(q, k, v, plan, key_lengths, scale, layout, kernel):
+    _require_rank(q)
+    q, k, v = _readable(q), _readable(k), _readable(v)
+    out, lse = torch.empty_like(q), _lse_like(q, layout)
+    _run(_core.forward, (q, k, v, out, lse), plan, key_lengths, (scale, layout, kernel))
+    return out, lse
+
+
+def _backward(dout, q, k, v, out, lse, plan, key_lengths, scale, layout, kernel):
+    q, k, v, out, dout = (_readable(tensor) for tensor in (q, k, v, out, dout))
+    grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _run(_core.backward, (q, k, v, out, lse, dout, *grads), plan, key_lengths, (scale, layout, kernel))
+    return grads
+
+
+for _device in ("CPU", "CUDA"):
+    _library.impl("attention_forward", _forward, _device)
+    _library.impl("attention_backward", _backward, _device)
+
+
+@torch.library.register_fake("slidetile::attention_forward", lib=_library)
+def _forward_fake(q, k, v, plan, key_lengths, scale, layout, kernel):
+    _require_rank(q)
+    q = _readable(q)
+    return torch.empty_like(q), _lse_like(q, layout)
+
+
+@torch.library.register_fake("slidetile::attention_backward", lib=_library)
+def _backward_fake(dout, q, k, v, out, lse, plan, key_lengths, scale, layout, kernel):
+    return torch.empty_like(_readable(q)), torch.empty_like(_readable(k)), torch.empty_like(_readable(v))
+
+
+def _setup_context(ctx, inputs, output):
+    q, k, v, plan, key_lengths, ctx.scale, ctx.layout, kernel = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse, plan, key_lengths)
+    ctx.mark_non_differentiable(lse)
+    ctx.kernel = "reference" if kernel == "reference" else ""
+
+
+def _differentiate(ctx, dout, _):
+    q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
+    grads = torch.ops.slidetile.attention_backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
+    return *grads, None, None, None, None, None
+
+
+def _refuse_second(ctx, *_):
+    raise NotImplementedError("slidetile has no second derivatives: attention_backward can't be differentiated")
+
+
+torch.library.register_autograd("slidetile::attention_forward", _differentiate, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("slidetile::attention_backward", _refuse_second, lib=_library)
+
+
+@overload
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan | torch.Tensor,
+    scale: float | None = ...,
+    key_lengths: torch.Tensor | Sequence[int] | None = ...,
+    *,
+    layout: Layout = ...,
+    return_lse: Literal[False] = ...,
+    kernel: str = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan | torch.Tensor,
+    scale: float | None = ...,
+    key_lengths: torch.Tensor | Sequence[int] | None = ...,
+    *,
+    layout: Layout = ...,
+    return_lse: Literal[True],
+    kernel: str = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    plan: Plan | torch.Tensor,
+    scale: float | None = None,
+    key_lengths: torch.Tensor | Sequence[int] | None = None,
+    *,
+    layout: Layout = "bhsd",
+    return_lse: bool = False,
+    kernel: str = "",
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """``softmax(scale q k^T) v`` over the pairs that ``plan`` makes visible, with gradients for q, k and v.
+
+    q is [batch, heads, query tokens, head_dim], k and v [batch, heads, key tokens, head_dim], or with ``layout="bshd"`` tokens before
+    heads, as diffusers keeps them; float32, bfloat16 or float16, one device, any strides. The result is like q. Tokens are in the order
+    that the plan describes: raster order on the canvas, extra tokens around it.
+
+    ``scale`` is 1 / sqrt(head_dim) unless given. ``key_lengths`` (int32 [batch]): the tokens of the sequence that each batch item uses,
+    where the last ones are padding; rows past it are 0 and give no gradient. ``return_lse`` also gives the natural logarithm of the
+    softmax's denominator, float32 [batch, heads, tokens]; no gradient flows through it. ``kernel`` names one of ``slidetile.kernels()``.
+
+    Under autocast q, k and v are cast to its type. On CUDA the work goes to the current stream, and the plan is copied there at its first
+    call: make one before you capture a CUDA graph.
+
+    Raises ValueError for tensors that do not fit each other or the plan, NotImplementedError where no kernel can run the problem and for
+    second derivatives.
+    """
+    data = torch.from_numpy(plan.data) if isinstance(plan, Plan) else plan
+    if not isinstance(data, torch.Tensor):
+        raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
+    device_type = q.device.type
+    if device_type != "meta" and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    if key_lengths is not None:
+        key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
+    out, lse = torch.ops.slidetile.attention_forward(q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel)
+    return (out, lse) if return_lse else out
+
+
+@torch.compiler.assume_constant_result
+def _tile_order_plan(canvas: str, windows: tuple, text: tuple[int, int]) -> torch.Tensor:
+    return _cached_tile_order_plan(canvas, windows, text)
+
+
+@functools.lru_cache(maxsize=128)
+def _cached_tile_order_plan(canvas: str, windows: tuple, text: tuple[int, int]) -> torch.Tensor:
+    extent = dim3(canvas)
+    tile = tuple(min(axis, tokens) for axis, tokens in zip(DEFAULT_TILE, extent, strict=True))
+    plan = _core.sliding_tile_plan_in_tile_order(extent, tile, _per_head(windows, "window_size"), text)
+    return torch.from_numpy(plan.bytes())
+
+
+def sliding_tile_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    window_size: Dim | Sequence[Dim],
+    text_length: int,
+    has_text: bool = True,
+    seq_shape: str = "30x48x80",
+) -> torch.Tensor:
+    """In place of the function of the same name in the published kernel's package: same arguments, same layout, with gradients.
+
+    q, k and v are [batch, heads, tokens, head_dim]: the tokens of the canvas ``seq_shape`` tile by tile (tiles of 6x8x8, in raster order),
+    then, with ``has_text``, text of which the first ``text_length`` tokens are real. ``window_size`` holds one window in tiles for each
+    head. Video sees its window and the real text, text sees all video and the real text.
+
+    Any canvas, head size, data type and text length works. At the border of a canvas that 6x8x8 does not divide, a tile holds the tokens
+    that are there. An even window of w tiles reads w tiles. New code is better off with :func:`attention`, which takes tokens in raster
+    order and needs no tiling passes.
+
+    Raises ValueError for tokens that do not match ``seq_shape`` and ``text_length``.
+    """
+    extents = [int(axis) for axis in seq_shape.split("x")]
+    if len(extents) != 3:
+        raise ValueError(f"seq_shape is '{seq_shape}', expected three extents such as '30x48x80'")
+    canvas, tokens = extents[0] * extents[1] * extents[2], q.shape[2]
+    text = tokens - canvas
+    if not has_text:
+        text_length = 0
+    if text < 0 or (text > 0 and not has_text):
+        raise ValueError(f"q has {tokens} tokens, expected {canvas} for seq_shape {seq_shape}{' and text' if has_text else ''}")
+    if not 0 <= text_length <= text:
+        raise ValueError(f"text_length is {text_length}, expected 0 to {text}: q has {tokens} tokens, seq_shape {seq_shape} has {canvas}")
+    if isinstance(window_size, (str, int)):
+        windows: tuple[Any, ...] = (window_size,)
+    elif all(isinstance(axis, int) for axis in window_size):
+        windows = (tuple(window_size),)
+    else:
+        windows = tuple(window if isinstance(window, (str, int)) else tuple(window) for window in window_size)
+    plan = _tile_order_plan(seq_shape, windows, (text, int(text_length)))
+    keys = canvas + int(text_length)
+    return attention(q, k[:, :, :keys], v[:, :, :keys], plan)

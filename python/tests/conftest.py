@@ -1,0 +1,16 @@
+"""Shared by the tests: seeds, and a few threads only."""
+
+import pytest
+
+try:
+    import torch
+except ImportError:
+    torch = None
+else:
+    torch.set_num_threads(1)  # everything is small, and threads that wait for each other on a busy machine are slower than one
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    if torch is not None:
+        torch.manual_seed(0)
