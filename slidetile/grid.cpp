@@ -38,7 +38,7 @@ Grid::Grid(Dim3 canvas, Dim3 tile) : canvas_(canvas), tile_(tile) {
   require(tile.t <= canvas.t && tile.h <= canvas.h && tile.w <= canvas.w, "grid: tile ", tile, " is larger than canvas ", canvas);
   const int64_t plane = int64_t{canvas.h} * canvas.w;
   require(plane <= std::numeric_limits<int32_t>::max() / canvas.t, "grid: canvas ", canvas, " has 2^31 tokens or more");
-  tiles_ = {(canvas.t + tile.t - 1) / tile.t, (canvas.h + tile.h - 1) / tile.h, (canvas.w + tile.w - 1) / tile.w};
+  tiles_ = {(canvas.t - 1) / tile.t + 1, (canvas.h - 1) / tile.h + 1, (canvas.w - 1) / tile.w + 1};
 }
 
 Dim3 Grid::tile_coordinate(int32_t tile) const noexcept {

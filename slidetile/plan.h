@@ -48,7 +48,8 @@ struct Plan {
   std::vector<int32_t> key_tile;     // [entries], ascending within a row
   std::vector<int32_t> mask_of;      // [entries] -> mask, -1: every pair is visible; empty: all are -1
   std::vector<int64_t> mask_begin;   // [masks + 1] -> first word
-  std::vector<uint64_t> mask_words;  // a mask is [query tokens of the tile][ceil(key tokens of the tile / 64)], bit k % 64 of word k / 64
+  std::vector<uint64_t> mask_words;  // a mask is [query tokens of the tile][ceil(key tokens of the tile / 64)], bit k % 64 of word k / 64;
+                                     // bits past the tile's key tokens are 0
 
   int32_t heads() const noexcept { return static_cast<int32_t>(head_class.size()); }
   int32_t rows() const noexcept { return static_cast<int32_t>(row_begin.size()) - 1; }
@@ -65,7 +66,8 @@ struct Plan {
   int32_t mask(int64_t entry) const noexcept { return mask_of.empty() ? -1 : mask_of[static_cast<size_t>(entry)]; }
 };
 
-/// Throws unless the plan is consistent: indices in range, lists ascending, masks of the right extents.
+/// Throws unless the plan is consistent: indices in range, lists ascending, masks of the right extents without bits past their key tile,
+/// tilings with a canvas as make_tiling makes them.
 void validate(const Plan& plan);
 
 /// The plan of the same pairs seen from the keys: its rows list, for each key tile, the query tiles that read it.
@@ -129,8 +131,10 @@ class PlanBuilder {
   /// A mask for `query_size` x `key_size` tokens, all words given; returns its number (shared if an equal one exists),
   /// or -1 if every pair is visible.
   int32_t add_mask(int32_t query_size, int32_t key_size, std::span<const uint64_t> words);
-  /// Appends the row of the next query tile of the current class. mask_of may be empty: all visible.
-  void add_row(std::span<const int32_t> key_tiles, std::span<const int32_t> mask_of = {});
+  /// Appends the row of the next query tile of the current class and returns its number. mask_of may be empty: all visible.
+  int32_t add_row(std::span<const int32_t> key_tiles, std::span<const int32_t> mask_of = {});
+  /// Appends a row that add_row returned for an earlier query tile, at no cost for its length.
+  void repeat_row(int32_t row);
   /// The finished plan; `head_class` says which class (in order of their rows) each head uses.
   Plan finish(std::vector<int32_t> head_class);
 

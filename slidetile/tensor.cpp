@@ -38,11 +38,16 @@ TensorView view_of(void* data, DType dtype, std::array<int64_t, 4> shape, Layout
 }
 
 int64_t span_of(const TensorView& view) {
-  int64_t span = 1;
+  bool empty = false;
   for (int axis = 0; axis < 4; ++axis) {
     const int64_t extent = view.shape[axis], stride = view.strides[axis];
     require(extent >= 0 && stride >= 0, "tensor: extent ", extent, " and stride ", stride, " of axis ", axis, " must not be negative");
-    if (extent == 0) return 0;
+    empty = empty || extent == 0;
+  }
+  if (empty) return 0;
+  int64_t span = 1;
+  for (int axis = 0; axis < 4; ++axis) {
+    const int64_t extent = view.shape[axis], stride = view.strides[axis];
     int64_t reach = 0;
     const bool overflow = __builtin_mul_overflow(extent - 1, stride, &reach) || __builtin_add_overflow(span, reach, &span);
     require(!overflow, "tensor: axis ", axis, " with extent ", extent, " and stride ", stride, " reaches past 2^63 elements");

@@ -5,17 +5,19 @@
 #include <vector>
 
 #include "slidetile/error.h"
+#include "slidetile/window_product.h"
 
 namespace slidetile {
 namespace {
 
-struct Interval {
-  int32_t first, last;  // [first, last)
-};
-
-Interval visible_tiles(int32_t query, int32_t window, int32_t tiles) {
-  const int32_t extent = std::min(window, tiles), first = std::clamp(query - extent / 2, 0, tiles - extent);
-  return {first, first + extent};
+AxisRule sliding_tile_rule(int32_t extent, int32_t tile, int32_t window) {
+  const int32_t tiles = (extent - 1) / tile + 1, seen = std::min(window, tiles);
+  AxisRule rule;
+  for (int32_t token = 0; token < extent; ++token) {
+    const int32_t first = std::clamp(token / tile - seen / 2, 0, tiles - seen);
+    rule.push_back({first * tile, static_cast<int32_t>(std::min(int64_t{first + seen} * tile, int64_t{extent})), 1});
+  }
+  return rule;
 }
 
 }  // namespace
@@ -27,39 +29,18 @@ void require_fits(const Window& window, const Grid& grid) {
 }
 
 Plan sliding_tile_plan(const Grid& grid, std::span<const Window> windows, ExtraTokens extra) {
-  const Dim3 n = grid.tiles();
   require(!windows.empty(), "sliding tile plan: no windows given, expected one for all heads or one per head");
-  std::vector<Window> classes;
-  std::vector<int32_t> head_class;
   for (const Window& window : windows) {
     require(window.t > 0 && window.h > 0 && window.w > 0, "sliding tile plan: window ", window, " must have positive extents");
-    const auto known = std::find(classes.begin(), classes.end(), window);
-    head_class.push_back(static_cast<int32_t>(known - classes.begin()));
-    if (known == classes.end()) classes.push_back(window);
   }
-  const Tiling tiling = make_tiling(grid, extra);
-  std::vector<int32_t> all(static_cast<size_t>(tiling.tiles()));
-  std::iota(all.begin(), all.end(), 0);
-  const std::vector<int32_t> extra_tiles(all.begin() + grid.tile_count(), all.end());
-  PlanBuilder builder(tiling, tiling);
-  std::vector<int32_t> row;
-  for (const Window& window : classes) {
-    for (int32_t tile = 0; tile < grid.tile_count(); ++tile) {
-      const Dim3 at = grid.tile_coordinate(tile);
-      const Interval along_t = visible_tiles(at.t, window.t, n.t), along_h = visible_tiles(at.h, window.h, n.h),
-                     along_w = visible_tiles(at.w, window.w, n.w);
-      row.clear();
-      for (int32_t t = along_t.first; t < along_t.last; ++t) {
-        for (int32_t h = along_h.first; h < along_h.last; ++h) {
-          for (int32_t w = along_w.first; w < along_w.last; ++w) row.push_back(grid.tile_index({t, h, w}));
-        }
-      }
-      row.insert(row.end(), extra_tiles.begin(), extra_tiles.end());
-      builder.add_row(row);
-    }
-    for (size_t i = 0; i < extra_tiles.size(); ++i) builder.add_row(all);
+  WindowClasses classes(windows);
+  std::vector<ProductWindow> rules;
+  const Dim3 canvas = grid.canvas(), tile = grid.tile();
+  for (const Window& window : classes.windows) {
+    rules.push_back({sliding_tile_rule(canvas.t, tile.t, window.t), sliding_tile_rule(canvas.h, tile.h, window.h),
+                     sliding_tile_rule(canvas.w, tile.w, window.w)});
   }
-  return builder.finish(std::move(head_class));
+  return product_plan(grid, extra, rules, std::move(classes.head_class));
 }
 
 Plan full_plan(const Grid& grid, ExtraTokens extra) {
@@ -67,7 +48,8 @@ Plan full_plan(const Grid& grid, ExtraTokens extra) {
   std::vector<int32_t> all(static_cast<size_t>(tiling.tiles()));
   std::iota(all.begin(), all.end(), 0);
   PlanBuilder builder(tiling, tiling);
-  for (int32_t tile = 0; tile < tiling.tiles(); ++tile) builder.add_row(all);
+  const int32_t row = builder.add_row(all);
+  for (int32_t tile = 1; tile < tiling.tiles(); ++tile) builder.repeat_row(row);
   return builder.finish({0});
 }
 

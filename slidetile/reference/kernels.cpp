@@ -74,7 +74,8 @@ void forward(const ForwardArgs& args) {
   const PlanView& plan = args.plan;
   args.executor->run(args.q.batch() * heads * plan.query.tiles, [&](int64_t index, int) {
     const Item item = item_of(index, heads, plan.query.tiles);
-    const auto [b, h, tile] = item;
+    const int64_t b = item.batch, h = item.head;
+    const int32_t tile = item.tile;
     const int64_t key_length = length_of(args.key_lengths, b, plan.key.tokens);
     std::vector<double> q(head_dim), k(head_dim), out(head_dim), scores;
     std::vector<int32_t> keys;
@@ -118,7 +119,8 @@ void backward(const BackwardArgs& args) {
   args.executor->run(args.q.batch() * heads * args.plan.query.tiles, [&](int64_t index, int) {
     const PlanView& plan = args.plan;
     const Item item = item_of(index, heads, plan.query.tiles);
-    const auto [b, h, tile] = item;
+    const int64_t b = item.batch, h = item.head;
+    const int32_t tile = item.tile;
     std::vector<double> q(head_dim), k(head_dim), v(head_dim), out(head_dim), dout(head_dim), dq(head_dim);
     for (int32_t slot = plan.query.tile_begin[tile]; slot < plan.query.tile_begin[tile + 1]; ++slot) {
       const int32_t token = plan.query.token[slot];
@@ -141,7 +143,8 @@ void backward(const BackwardArgs& args) {
   args.executor->run(args.q.batch() * heads * args.transposed.query.tiles, [&](int64_t index, int) {
     const PlanView& plan = args.transposed;
     const Item item = item_of(index, heads, plan.query.tiles);
-    const auto [b, h, tile] = item;
+    const int64_t b = item.batch, h = item.head;
+    const int32_t tile = item.tile;
     std::vector<double> q(head_dim), k(head_dim), v(head_dim), out(head_dim), dout(head_dim), dk(head_dim), dv(head_dim);
     for (int32_t slot = plan.query.tile_begin[tile]; slot < plan.query.tile_begin[tile + 1]; ++slot) {
       const int32_t token = plan.query.token[slot];
