@@ -112,6 +112,7 @@ inline void store_storage(void* to, Storage storage, Float value) {
 #include "slidetile/cpu/float_words.inl"
 
 constexpr int kRows = 6, kVectors = 2, kMaskRows = 4;
+constexpr bool kFused = false;
 
 #include "slidetile/cpu/body.inl"
 

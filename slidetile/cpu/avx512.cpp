@@ -10,6 +10,7 @@ namespace {
 #include "slidetile/cpu/float_words.inl"
 
 constexpr int kRows = 6, kVectors = 4, kMaskRows = 4;
+constexpr bool kFused = true;
 
 inline Float exp2(Float x) { return exp2_degree5(x); }
 

@@ -24,15 +24,6 @@ inline bool any(Flags flags) { return flags != 0; }
 // additions instead, as the other sets do, leaves the multiply-add pipes more room but is slower on Zen 4: it is instructions that count.
 inline Float fraction(Float x) { return _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC); }
 
-#ifdef DEG3
-inline Float exp2_degree4(Float x) {
-  const Float f = fraction(x);
-  Float p = fma(broadcast(0.07802452264f), f, broadcast(0.2260671554f));
-  p = fma(p, f, broadcast(0.6958335405f));
-  p = fma(p, f, broadcast(0.9999252186f));
-  return _mm512_scalef_ps(p, x);
-}
-#else
 // Relative error 2.6e-6. Degree 3 (7.5e-5) is below bf16's rounding too, but shows in the sums, and so in lse.
 inline Float exp2_degree4(Float x) {
   const Float f = fraction(x);
@@ -42,7 +33,6 @@ inline Float exp2_degree4(Float x) {
   p = fma(p, f, broadcast(1.000002593f));
   return _mm512_scalef_ps(p, x);
 }
-#endif
 
 // Relative error 7.5e-8.
 inline Float exp2_degree5(Float x) {

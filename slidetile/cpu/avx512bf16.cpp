@@ -10,6 +10,7 @@ namespace {
 #include "slidetile/cpu/rows.inl"
 
 constexpr int kRows = 6, kVectors = 4, kMaskRows = 4;
+constexpr bool kFused = true;
 constexpr int kPair = 2;
 using Operand = __m512i;
 

@@ -3,6 +3,7 @@
 //   Float, kLanes         a vector of floats           zero load store broadcast fma add sub mul max select reduce_max reduce_add exp2
 //   Flags                 lanes that compared true     no_flags above any
 //   Operand, kPair        a vector of packed words (one float or two bf16), load_operand broadcast_operand dot
+//   kFused                    weights are made in the registers of the scores, else in a pass of their own
 //   kRows x kVectors      accumulators of the register tile; kMaskRows of it where rows have masks of their own
 //   store_weights scale_weights weight_at   softmax weights as packed words
 //   load_storage store_storage transpose stage_row pack_values value_at is_unsafe   between the caller's memory and packed words
@@ -91,15 +92,20 @@ template <int kR, int kN>
   }
 }
 
-// Scores of kR rows and kN vectors of keys, turned into weights in registers. `first` is the first key's place in the block.
-template <int kR, int kN, Visibility kVisibility>
-[[gnu::noinline]] void weigh(const State& s, const Word* k, int64_t k_stride, int row, int first) {
-  Float acc[kR][kN];
+template <int kR, int kN>
+[[gnu::always_inline]] inline void clear(Float (&acc)[kR][kN]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 8
     for (int n = 0; n < kN; ++n) acc[r][n] = zero();
   }
+}
+
+// Fused: scores of kR rows and kN vectors of keys, turned into weights in registers. `first` is the first key's place in the block.
+template <int kR, int kN, Visibility kVisibility>
+[[gnu::noinline]] void weigh(const State& s, const Word* k, int64_t k_stride, int row, int first) {
+  Float acc[kR][kN];
+  clear(acc);
   dot_tile<kR, kN>(acc, s.q + row * s.q_stride, s.q_stride, k, k_stride, s.depth);
   if constexpr (kVisibility == Visibility::kSome) {
     const Float hidden = broadcast(kMinusInfinity);
@@ -141,17 +147,64 @@ template <int kR, int kN, Visibility kVisibility>
   }
 }
 
+// Not fused: scores only, to where the weights will be. With few registers the exponentials of a register tile leave the multiply-adds of
+// the next one waiting; in a pass of their own (soften) many rows are in flight.
+template <int kR, int kN>
+[[gnu::noinline]] void score(const State& s, const Word* k, int64_t k_stride, int row, int first) {
+  Float acc[kR][kN];
+  clear(acc);
+  dot_tile<kR, kN>(acc, s.q + row * s.q_stride, s.q_stride, k, k_stride, s.depth);
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+    float* to = reinterpret_cast<float*>(s.p + (row + r) * kWeightWords + first);
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) store(to + n * kLanes, acc[r][n]);
+  }
+}
+
+// Scores of `vectors` vectors of keys of one row, in place, to weights.
+template <Visibility kVisibility>
+[[gnu::always_inline]] inline void soften_row(const State& s, int row, int first, int vectors) {
+  float* p = reinterpret_cast<float*>(s.p + row * kWeightWords + first);
+  if constexpr (kVisibility == Visibility::kSome) {
+    const uint64_t bits = s.visible[row] >> first;
+    for (int n = 0; n < vectors; ++n) {
+      store(p + n * kLanes, select(static_cast<uint32_t>(bits >> (n * kLanes)), load(p + n * kLanes), broadcast(kMinusInfinity)));
+    }
+  }
+  Float largest = load(p);
+#pragma GCC unroll 8
+  for (int n = 1; n < vectors; ++n) largest = max(largest, load(p + n * kLanes));
+  if (__builtin_expect(any(above(no_flags(), largest, broadcast(s.bar[row]))), 0)) raise(s, row, 1, first, &largest);
+  const Float scale = broadcast(s.scale), shift = broadcast(s.shift[row]);
+  float* l = s.l + row * kLanes;
+  Float sum = load(l);
+#pragma GCC unroll 8
+  for (int n = 0; n < vectors; ++n) {
+    const Float weight = exp2(fma(load(p + n * kLanes), scale, shift));
+    sum = add(sum, weight);
+    store(p + n * kLanes, weight);
+  }
+  store(l, sum);
+}
+
+template <Visibility kVisibility>
+[[gnu::noinline]] void soften(const State& s, int row, int count, int first, int vectors) {
+  constexpr int kWhole = kBlock / kLanes;
+  if (vectors == kWhole) {
+    for (int r = 0; r < count; ++r) soften_row<kVisibility>(s, row + r, first, kWhole);
+  } else {
+    for (int r = 0; r < count; ++r) soften_row<kVisibility>(s, row + r, first, vectors);
+  }
+}
+
 // o += weights x values for kR rows and a panel of kN vectors of columns. kAll: over the first `words` words of weights; kSome: over
 // those of the keys in `seen`. The sums start from zero, so that nothing waits for the outputs, which come from the second level of cache.
 template <int kR, int kN, Visibility kVisibility>
 [[gnu::noinline]] void accumulate(float* o, const Word* p, const Word* v, uint64_t words_or_seen) {
   constexpr int64_t kWidth = kN * kLanes;
   Float acc[kR][kN];
-#pragma GCC unroll 8
-  for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 8
-    for (int n = 0; n < kN; ++n) acc[r][n] = zero();
-  }
+  clear(acc);
   if constexpr (kVisibility == Visibility::kAll) {
     dot_tile<kR, kN>(acc, p, kWeightWords, v, kWidth, static_cast<int64_t>(words_or_seen));
   } else {
@@ -224,12 +277,19 @@ template <int kGroup, Visibility kVisibility>
 [[gnu::always_inline]] inline void weigh_rows(const State& s, const Word* k, int64_t k_stride, int vectors, int row, int count, int first,
                                               Ahead& ahead) {
   with_constant<kVectors>(vectors, [&]<int kN>() {
+    const auto tile = [&]<int kR>(int at) {
+      if constexpr (kFused) {
+        weigh<kR, kN, kVisibility>(s, k, k_stride, at, first);
+      } else {
+        score<kR, kN>(s, k, k_stride, at, first);
+      }
+    };
     int at = row;
     for (; at + kGroup <= row + count; at += kGroup) {
       ahead.fetch();
-      weigh<kGroup, kN, kVisibility>(s, k, k_stride, at, first);
+      tile.template operator()<kGroup>(at);
     }
-    if (at < row + count) with_constant<kGroup>(row + count - at, [&]<int kR>() { weigh<kR, kN, kVisibility>(s, k, k_stride, at, first); });
+    if (at < row + count) with_constant<kGroup>(row + count - at, [&]<int kR>() { tile.template operator()<kR>(at); });
   });
 }
 
@@ -241,6 +301,7 @@ void weigh_alike(const State& s, const Block& block) {
     const int width = smaller(kPanel, block.padded - first);
     weigh_rows<kRows, kVisibility>(s, block.k + first * s.depth, width, width / kLanes, 0, s.rows, first, ahead);
   }
+  if constexpr (!kFused) soften<kVisibility>(s, 0, s.rows, 0, block.padded / kLanes);
 }
 
 void values_alike(const State& s, const Block& block) {
@@ -276,9 +337,10 @@ void weigh_masked(const State& s, const Block& block) {
     for (int first = 0; first < block.padded; first += kPanel) {
       const uint64_t bits = (seen >> first) & (~uint64_t{0} >> (64 - kPanel));
       if (bits == 0) continue;
-      const int begin = __builtin_ctzll(bits) / kLanes, end = (63 - __builtin_clzll(bits)) / kLanes + 1;
+      const int begin = __builtin_ctzll(bits) / kLanes, end = (63 - __builtin_clzll(bits)) / kLanes + 1, at = first + begin * kLanes;
       weigh_rows<kMaskRows, Visibility::kSome>(s, block.k + first * s.depth + begin * kLanes, smaller(kPanel, block.padded - first),
-                                               end - begin, row, count, first + begin * kLanes, ahead);
+                                               end - begin, row, count, at, ahead);
+      if constexpr (!kFused) soften<Visibility::kSome>(s, row, count, at, end - begin);
     }
   }
 }

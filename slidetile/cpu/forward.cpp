@@ -1,5 +1,7 @@
 #include "slidetile/cpu/forward.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -20,14 +22,19 @@ constexpr int32_t kRowMultiple = 12;    // of every set's register tiles
 constexpr int64_t kPackKeys = 1024;     // keys of one packing item, about
 constexpr int64_t kItemsPerWorker = 4;  // items that heads in flight keep ready
 constexpr int64_t kAlignment = 64;
+constexpr int64_t kHugePage = int64_t{1} << 21;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
+// Memory for packed keys and scratch. Asks for huge pages where there is room for some: every block of keys lies on pages of its own.
 class Memory {
  public:
-  explicit Memory(int64_t bytes)
-      : data_(static_cast<char*>(std::aligned_alloc(kAlignment, static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), kAlignment))))) {
+  explicit Memory(int64_t bytes) {
+    const int64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
+    data_.reset(static_cast<char*>(
+        std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment)))));
     if (!data_) fail(ErrorCode::kOutOfMemory, "attention forward: no memory for ", bytes, " bytes of packed keys and scratch");
+    if (alignment == kHugePage) madvise(data_.get(), static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
   }
   char* at(int64_t offset) const noexcept { return data_.get() + offset; }
 
