@@ -14,8 +14,8 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// A loop runs `rounds` rounds of kSteps multiply-adds on every one of its independent accumulators, more of them than latency times units on
-// any processor, and returns the operations it did. What it computes is kept alive, and stays finite.
+// A loop runs `rounds` rounds of kSteps multiply-adds on every one of its independent accumulators, more of them than latency times units
+// on any processor, and returns the operations it did. What it computes is kept alive, and stays finite.
 using Loop = double (*)(int64_t rounds);
 constexpr int kSteps = 8;
 
@@ -107,8 +107,8 @@ Loop loop_of(std::string_view) { return loop_portable; }
 double multiply_add_peak(std::string_view kernel, Executor& executor, double seconds) {
   constexpr int64_t kRounds = 20000;
   const Loop loop = loop_of(kernel);
-  // Every worker counts what it did until the time is over; the best slice of time counts, so that a moment lost to another process does not
-  // lower what the kernels are measured against.
+  // Every worker counts what it did until the time is over; the best slice of time counts, so that a moment lost to another process does
+  // not lower what the kernels are measured against.
   constexpr int kSlices = 5;
   double best = 0;
   for (int slice = 0; slice < kSlices; ++slice) {
