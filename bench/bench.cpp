@@ -24,7 +24,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kRounds = 3, kFullRounds = 5;
+constexpr int kRounds = 3;
 constexpr double kQuickSeconds = 90;  // no further rounds after that
 constexpr double kPeakSeconds = 0.06;
 constexpr int kSampledRows = 24;
@@ -258,8 +258,7 @@ std::vector<BenchRow> run_case(const BenchCase& c, const BenchOptions& options, 
     require(contender.error <= tolerance(c.dtype), "bench: ", contender.kernel, " on ", c.name, " is wrong: relative error ",
             contender.error, ", expected at most ", tolerance(c.dtype));
   }
-  const int rounds = options.extent == Extent::kFull ? kFullRounds : kRounds;
-  for (int round = 0; round < rounds; ++round) {
+  for (int round = 0; round < kRounds; ++round) {
     for (Contender& contender : contenders) {
       contender.peak.push_back(multiply_add_peak(contender.peak_of, executor, kPeakSeconds));
       contender.part.push_back(run(contender, plans.part));

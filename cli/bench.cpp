@@ -12,7 +12,7 @@ void add_bench_command(CLI::App& app) {
   const auto options = std::make_shared<BenchOptions>();
   const auto full = std::make_shared<bool>(false);
   CLI::App* command = app.add_subcommand("bench", "Measure the kernels against the machine's own multiply-add rate");
-  command->add_flag("--full", *full, "All query tiles and more heads and rounds; many minutes. Without it: less than two");
+  command->add_flag("--full", *full, "All query tiles and more heads: half an hour or more. Without it: less than two minutes");
   std::string names;
   for (const std::string& name : slidetile::bench::case_names()) names += (names.empty() ? "" : ", ") + name;
   command->add_option("--case", options->case_name, "Only this case: " + names);

@@ -212,6 +212,10 @@ int64_t backward_workspace_bytes(const BackwardTensors& tensors, const PlanView&
   return workspace_bytes(choose(args, options), args);
 }
 
+const char* forward_kernel_name(const ForwardTensors& tensors, const PlanView& plan, const AttentionOptions& options) {
+  return choose(forward_args(tensors, plan, options), options).name;
+}
+
 void merge(const PartialResult& into, const PartialResult& other) {
   const TensorView &out = into.out, &lse = into.lse;
   require(out.device.type == DeviceType::kCpu, "merge: out is on ", to_string(out.device), ", expected cpu");

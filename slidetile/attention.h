@@ -47,6 +47,9 @@ int64_t forward_workspace_bytes(const ForwardTensors& tensors, const PlanView& p
 int64_t backward_workspace_bytes(const BackwardTensors& tensors, const PlanView& plan, const PlanView& transposed,
                                  const AttentionOptions& options = {});
 
+/// Name of the kernel that attention_forward would run; throws as it does.
+const char* forward_kernel_name(const ForwardTensors& tensors, const PlanView& plan, const AttentionOptions& options = {});
+
 /// Two results over disjoint keys of the same queries as one: out [batch, heads, tokens, head_dim], lse f32 [.., 1]. `into` is read
 /// and written. Host tensors.
 struct PartialResult {

@@ -42,13 +42,18 @@ void check_case(const AttentionCase& c, DType dtype) {
 }  // namespace
 
 TEST_CASE("named problems") {
+  uint64_t number = 0;
   for (const AttentionCase& c : attention_cases()) {
-    for (const DType dtype : kDtypes) check_case(c, dtype);
+    for (const DType dtype : kDtypes) {
+      if (takes_part(number++)) check_case(c, dtype);
+    }
   }
 }
 
 TEST_CASE("random problems") {
-  for (uint64_t seed = 1; seed <= kRandomProblems; ++seed) check_case(random_case(seed), kDtypes[seed % 3]);
+  for (uint64_t seed = 1; seed <= kRandomProblems; ++seed) {
+    if (takes_part(seed)) check_case(random_case(seed), kDtypes[seed % 3]);
+  }
 }
 
 TEST_CASE("the same bits for any number of threads") {

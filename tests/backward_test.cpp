@@ -81,14 +81,17 @@ TEST_CASE("reference gradients agree with finite differences") {
 }
 
 TEST_CASE("named problems") {
+  uint64_t number = 0;
   for (const AttentionCase& c : attention_cases()) {
-    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) check_case(c, dtype);
+    for (const DType dtype : {DType::kF32, DType::kBf16, DType::kF16}) {
+      if (takes_part(number++)) check_case(c, dtype);
+    }
   }
 }
 
 TEST_CASE("random problems") {
   for (uint64_t seed = 1; seed <= kRandomProblems; ++seed) {
     constexpr DType kDtypes[] = {DType::kF32, DType::kBf16, DType::kF16};
-    check_case(random_case(seed), kDtypes[seed % 3]);
+    if (takes_part(seed)) check_case(random_case(seed), kDtypes[seed % 3]);
   }
 }

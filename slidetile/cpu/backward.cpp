@@ -193,6 +193,7 @@ class BackwardRun {
                                             .head_dim = head_dim_,
                                             .token = plan_.key.token + plan_.key.tile_begin[tile],
                                             .tokens = plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile],
+                                            .listed = static_cast<int32_t>(plan_.key.tokens) - plan_.key.tile_begin[tile],
                                             .length = key_length(u),
                                             .k_packed = const_cast<uint32_t*>(keys.k) + padded * depth,
                                             .v_packed = const_cast<uint32_t*>(keys.v) + padded * depth,

@@ -407,7 +407,10 @@ State make_state(const AttendArgs& a) {
 }
 
 void begin_rows(const AttendArgs& a, const State& s) {
+  constexpr int32_t kAhead = 12;
+  for (int32_t r = 0; r < s.rows && r < kAhead; ++r) prefetch_row(a.q + a.token[r] * a.q_stride, a.storage, a.head_dim);
   for (int32_t r = 0; r < s.rows; ++r) {
+    if (r + kAhead < s.rows) prefetch_row(a.q + a.token[r + kAhead] * a.q_stride, a.storage, a.head_dim);
     Word* q = s.q + r * s.q_stride;
     if (a.token[r] < a.query_length) {
       stage_row(q, a.q + a.token[r] * a.q_stride, a.storage, a.head_dim);
@@ -490,7 +493,12 @@ void pack_turned(const PackArgs& a, const char* rows, int64_t row_stride, Word* 
   const int64_t stride = staged_words(a.head_dim), depth = (a.head_dim + kPair - 1) / kPair;
   const int32_t padded = static_cast<int32_t>(round_up(a.tokens, kLanes));
   for (int32_t key = 0; key < padded; key += kLanes) {
-    for (int r = 0; r < kLanes; ++r) stage_or_clear(staged + r * stride, a, rows, row_stride, key + r);
+    for (int r = 0; r < kLanes; ++r) {
+      stage_or_clear(staged + r * stride, a, rows, row_stride, key + r);
+      // The next keys, in this tile or the next, and the values of these, which are read later.
+      if (key + kLanes + r < a.listed) prefetch_row(rows + a.token[key + kLanes + r] * row_stride, a.storage, a.head_dim);
+      if (rows == a.k && key + r < a.tokens) prefetch_row(a.v + a.token[key + r] * a.v_stride, a.storage, a.head_dim);
+    }
     const int32_t panel = key / kPanel * kPanel, width = padded - panel < kPanel ? padded - panel : kPanel;
     Word* to = packed + panel * depth + (key - panel);
     for (int64_t d = 0; d < depth; d += kLanes) {

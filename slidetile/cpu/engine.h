@@ -18,6 +18,7 @@ struct PackArgs {
   int32_t head_dim;
   const int32_t* token;  // [tokens] of the tile
   int32_t tokens;
+  int32_t listed;  // tokens from `token` on that may be looked at, those of later tiles included
   int64_t length;  // tokens from here on are not in use: packed as zeros
   uint32_t *k_packed, *v_packed;
   void* scratch;

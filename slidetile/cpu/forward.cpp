@@ -15,6 +15,8 @@ namespace slidetile::cpu {
 namespace {
 
 constexpr int32_t kChunkRows = 192;     // rows of one work item: their state and a block of keys fit the second level of cache
+constexpr int64_t kRunsPerWorker = 64;  // that a call is cut into, at least
+constexpr int64_t kLongestRun = 8;
 constexpr int64_t kItemsPerWorker = 4;  // items that heads in flight keep ready
 
 const Engine& engine_of(const EngineSet& set, DType dtype) {
@@ -42,6 +44,7 @@ class ForwardRun {
     const int64_t chunks = std::max<int64_t>(1, static_cast<int64_t>(chunks_.size()));
     ahead_ = std::clamp<int64_t>((kItemsPerWorker * workers + chunks - 1) / chunks, 1, std::max<int64_t>(1, units - 1));
     slots_ = std::min(units, ahead_ + 1);
+    run_ = std::clamp<int64_t>(units * chunks / (kRunsPerWorker * workers), 1, kLongestRun);
     const int64_t padded = layout_.padded_begin.back();
     depth_ = (head_dim_ + engine.pair - 1) / engine.pair;
     columns_ = round_up(head_dim_, engine.lanes);
@@ -101,27 +104,25 @@ class ForwardRun {
     const int64_t units = static_cast<int64_t>(units_.size()), chunks = static_cast<int64_t>(chunks_.size());
     const int64_t prologue = std::min(ahead_, units) * groups_, with_packing = std::max<int64_t>(0, units - ahead_),
                   segment = chunks + groups_;
-    const int64_t total = prologue + with_packing * segment + (units - with_packing) * chunks;
-    for (;;) {
-      int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-      if (index >= total) return;
-      if (index < prologue) {
-        pack(index / groups_, index % groups_, worker);
-        continue;
-      }
-      index -= prologue;
-      if (index >= with_packing * segment) {
-        index -= with_packing * segment;
-        attend(with_packing + index / chunks, index % chunks, worker);
-        continue;
-      }
-      const int64_t unit = index / segment, within = index % segment, half = chunks / 2;
-      if (within < half) {
-        attend(unit, within, worker);
-      } else if (within < half + groups_) {
-        pack(unit + ahead_, within - half, worker);
-      } else {
-        attend(unit, within - groups_, worker);
+    const int64_t total = with_packing * segment + (units - with_packing) * chunks;
+    for (int64_t index; (index = next_of_prologue_.fetch_add(1, std::memory_order_relaxed)) < prologue;) {
+      pack(index / groups_, index % groups_, worker);
+    }
+    for (int64_t first; (first = next_.fetch_add(run_, std::memory_order_relaxed)) < total;) {
+      for (int64_t index = first; index < std::min(first + run_, total); ++index) {
+        if (index >= with_packing * segment) {
+          const int64_t after = index - with_packing * segment;
+          attend(with_packing + after / chunks, after % chunks, worker);
+          continue;
+        }
+        const int64_t unit = index / segment, within = index % segment, half = chunks / 2;
+        if (within < half) {
+          attend(unit, within, worker);
+        } else if (within < half + groups_) {
+          pack(unit + ahead_, within - half, worker);
+        } else {
+          attend(unit, within - groups_, worker);
+        }
       }
     }
   }
@@ -146,6 +147,7 @@ class ForwardRun {
                   .head_dim = head_dim_,
                   .token = nullptr,
                   .tokens = 0,
+                  .listed = 0,
                   .length = args_.key_lengths == nullptr ? plan_.key.tokens : args_.key_lengths[u.batch],
                   .k_packed = nullptr,
                   .v_packed = nullptr,
@@ -155,6 +157,7 @@ class ForwardRun {
       const int64_t padded = layout_.padded_begin[static_cast<size_t>(tile)];
       pack.token = plan_.key.token + plan_.key.tile_begin[tile];
       pack.tokens = plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile];
+      pack.listed = static_cast<int32_t>(plan_.key.tokens) - plan_.key.tile_begin[tile];
       pack.k_packed = k_packed(unit) + padded * depth_;
       pack.v_packed = v_packed(unit) + padded / engine_.pair * columns_;
       unsafe(unit)[tile] = engine_.pack(pack) ? 1 : 0;
@@ -251,7 +254,8 @@ class ForwardRun {
   std::unique_ptr<Memory> packed_, scratch_;
   std::vector<uint8_t> unsafe_;
   std::vector<std::atomic<int64_t>> packed_count_, attended_count_;
-  std::atomic<int64_t> next_{0};
+  int64_t run_ = 1;  // consecutive items that a worker takes at once: neighbours read many of the same keys
+  std::atomic<int64_t> next_of_prologue_{0}, next_{0};
 };
 
 }  // namespace

@@ -1,0 +1,231 @@
+// slidetile attend: attention over q, k and v of a safetensors file.
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "commands.h"
+#include "progress.h"
+#include "slidetile/attention.h"
+#include "slidetile/error.h"
+#include "slidetile/safetensors.h"
+#include "slidetile/window.h"
+#include "slidetile/window_table.h"
+
+namespace {
+
+using namespace slidetile;
+
+struct AttendArguments {
+  std::string in, out, canvas, tile = to_string(kDefaultTile), window, strategy, dtype, kernel, device = "cpu";
+  std::optional<int32_t> step, layer;
+  ExtraTokens extra;
+  std::vector<int32_t> key_lengths;
+  std::optional<float> scale;
+  int threads = 0;
+  bool json = false;
+};
+
+// q, k or v: where the file's own bytes serve, a view of them, else a copy.
+struct Input {
+  Tensor copy;
+  TensorView view;
+};
+
+struct Inputs {
+  Input q, k, v;
+  DType dtype = DType::kF32;
+};
+
+struct Result {
+  std::string kernel;
+  double seconds = 0, flops = 0, sparsity = 0;
+  int64_t batch = 0, heads = 0, tokens = 0, head_dim = 0;
+  DType dtype = DType::kF32;
+};
+
+Dim3 extents(const char* option, const std::string& text) {
+  try {
+    return dim3_from_string(text);
+  } catch (const Error& error) {
+    fail(error.code(), option, ": ", error.what());
+  }
+}
+
+// So that hours of work do not end at a file that can't be written.
+void require_place_for(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
+  if (!fs::is_directory(folder, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': ", folder, " is no folder");
+  if (fs::is_directory(path, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': it is a folder");
+}
+
+Input load_input(const SafetensorsFile& file, const std::string& name, const AttendArguments& arguments, DType dtype) {
+  const SafetensorsTensor& tensor = file.at(name);
+  const std::string where = "attend: " + name + " of '" + arguments.in + "'";
+  require(tensor.shape.size() == 4, where, " has ", tensor.shape.size(), " axes, expected 4: [batch, heads, tokens, head_dim]");
+  require(!arguments.dtype.empty() || tensor.dtype == file.at("q").dtype, where, " is ", tensor.dtype, ", q is ", file.at("q").dtype,
+          ": expected one type, or --dtype to convert to");
+  const bool aligned = reinterpret_cast<uintptr_t>(tensor.data.data()) % static_cast<uintptr_t>(size_of(dtype)) == 0;
+  Input input;
+  if (aligned && file.dtype(name) == dtype && !tensor.data.empty()) {
+    input.view = file.view(name);
+  } else {
+    input.copy = file.load(name, dtype);
+    input.view = input.copy.view();
+  }
+  return input;
+}
+
+Inputs load_inputs(const SafetensorsFile& file, const AttendArguments& arguments) {
+  Inputs inputs;
+  inputs.dtype = arguments.dtype.empty() ? file.dtype("q") : dtype_from_string(arguments.dtype);
+  inputs.q = load_input(file, "q", arguments, inputs.dtype);
+  inputs.k = load_input(file, "k", arguments, inputs.dtype);
+  inputs.v = load_input(file, "v", arguments, inputs.dtype);
+  return inputs;
+}
+
+// One window for all heads, or one per head.
+std::vector<Window> windows_for(const AttendArguments& arguments) {
+  require(arguments.window.empty() != arguments.strategy.empty(), "attend: expected one of --window and --strategy");
+  if (!arguments.window.empty()) {
+    require(!arguments.step && !arguments.layer, "attend: --step and --layer belong to --strategy");
+    return {extents("--window", arguments.window)};
+  }
+  require(arguments.step && arguments.layer, "attend: --strategy needs --step and --layer");
+  const auto windows_of = [&](const WindowTable& table) {
+    const std::span<const Window> windows = table.windows(*arguments.step, *arguments.layer);
+    return std::vector<Window>(windows.begin(), windows.end());
+  };
+  return arguments.strategy == "hunyuan" ? windows_of(hunyuan_strategy()) : windows_of(WindowTable::load(arguments.strategy));
+}
+
+SafetensorsMetadata metadata_of(const AttendArguments& arguments, const Result& result) {
+  SafetensorsMetadata metadata{{"program", "slidetile " SLIDETILE_VERSION},
+                               {"kernel", result.kernel},
+                               {"canvas", arguments.canvas},
+                               {"tile", arguments.tile},
+                               {"before", std::to_string(arguments.extra.before)},
+                               {"after", std::to_string(arguments.extra.after)}};
+  if (!arguments.window.empty()) {
+    metadata["window"] = arguments.window;
+  } else {
+    metadata["strategy"] = arguments.strategy + ", step " + std::to_string(*arguments.step) + ", layer " + std::to_string(*arguments.layer);
+  }
+  return metadata;
+}
+
+void print_summary(const Result& result) {
+  std::fprintf(stderr, "%s: batch %lld, %lld heads, %lld tokens, head_dim %lld, %s: %.3f s, sparsity %.2f %%, %.1f GFLOP/s\n",
+               result.kernel.c_str(), static_cast<long long>(result.batch), static_cast<long long>(result.heads),
+               static_cast<long long>(result.tokens), static_cast<long long>(result.head_dim), to_string(result.dtype), result.seconds,
+               100 * result.sparsity, result.flops / result.seconds * 1e-9);
+}
+
+void print_json(const Result& result) {
+  const nlohmann::json json{{"kernel", result.kernel},     {"dtype", to_string(result.dtype)},
+                            {"batch", result.batch},       {"heads", result.heads},
+                            {"tokens", result.tokens},     {"head_dim", result.head_dim},
+                            {"sparsity", result.sparsity}, {"flops", result.flops},
+                            {"seconds", result.seconds},   {"flops_per_s", result.flops / result.seconds}};
+  std::cout << json.dump(2) << '\n';
+}
+
+Result attend(const AttendArguments& arguments) {
+  const Grid grid(extents("--canvas", arguments.canvas), extents("--tile", arguments.tile));
+  const std::vector<Window> windows = windows_for(arguments);
+  for (const Window& window : windows) require_fits(window, grid);
+  require(arguments.device == "cpu", "attend: device '", arguments.device, "', expected cpu");
+  require(!arguments.scale || (std::isfinite(*arguments.scale) && *arguments.scale != 0), "attend: scale ", arguments.scale.value_or(0),
+          ", expected a finite number other than 0");
+  require(arguments.threads >= 0, "attend: ", arguments.threads, " threads, expected 1 or more, or 0 for all");
+  require_place_for(arguments.out);
+
+  const SafetensorsFile file(arguments.in);
+  const Inputs inputs = load_inputs(file, arguments);
+  const TensorView& q = inputs.q.view;
+  require(windows.size() == 1 || static_cast<int64_t>(windows.size()) == q.heads(), "attend: q of '", arguments.in, "' has ", q.heads(),
+          " heads, the strategy has ", windows.size());
+  const Plan plan = sliding_tile_plan(grid, windows, arguments.extra);
+
+  const Tensor out(inputs.dtype, q.shape), lse(DType::kF32, {q.batch(), q.heads(), q.tokens(), 1});
+  const ForwardTensors tensors{.q = q, .k = inputs.k.view, .v = inputs.v.view, .out = out.view(), .lse = lse.view()};
+  ThreadPool pool(arguments.threads);
+  Progress progress("attend");
+  ProgressExecutor watched(pool, progress);
+  AttentionOptions options;
+  options.scale = arguments.scale.value_or(0);
+  options.key_lengths = arguments.key_lengths;
+  options.kernel = arguments.kernel;
+  options.executor = progress.shown() ? static_cast<Executor*>(&watched) : &pool;
+
+  Result result{.kernel = forward_kernel_name(tensors, view_of(plan), options),
+                .flops = forward_flops(plan, q.heads(), q.head_dim()) * static_cast<double>(q.batch()),
+                .sparsity = 1 - density(plan),
+                .batch = q.batch(),
+                .heads = q.heads(),
+                .tokens = q.tokens(),
+                .head_dim = q.head_dim(),
+                .dtype = inputs.dtype};
+  const auto start = std::chrono::steady_clock::now();
+  attention_forward(tensors, plan, options);
+  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+
+  SafetensorsTensor lse_tensor = safetensors_tensor("lse", lse.view());
+  lse_tensor.shape.pop_back();
+  const SafetensorsTensor written[] = {safetensors_tensor("out", out.view()), lse_tensor};
+  write_safetensors(arguments.out, written, metadata_of(arguments, result));
+  return result;
+}
+
+constexpr const char* kFooter =
+    "IN holds q, k and v as [batch, heads, tokens, head_dim]; tokens are [before | canvas in raster order | after]. OUT gets out in that\n"
+    "layout and lse (natural logarithm) as f32 [batch, heads, tokens]. Extents are TxHxW; windows count tiles.\n\n"
+    "Examples:\n"
+    "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --tile 6x8x8 --window 3x3x3\n"
+    "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --after 256 --key-lengths 115300 \\\n"
+    "      --strategy hunyuan --step 20 --layer 7 --dtype bf16";
+
+}  // namespace
+
+void add_attend_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("attend", "Attention over q, k and v of a safetensors file");
+  const auto arguments = std::make_shared<AttendArguments>();
+  command->add_option("IN", arguments->in, "File with q, k and v")->required();
+  command->add_option("OUT", arguments->out, "File to write: out and lse")->required();
+  command->add_option("--canvas", arguments->canvas, "The video's extent in tokens, e.g. 30x48x80")->required();
+  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str();
+  command->add_option("--window", arguments->window, "Window of all heads, in tiles, e.g. 3x3x3");
+  command->add_option("--strategy", arguments->strategy, "Windows per head: a strategy file, or 'hunyuan'; with --step and --layer");
+  command->add_option("--step", arguments->step, "Sampling step of the strategy, from 0");
+  command->add_option("--layer", arguments->layer, "Layer of the strategy, from 0");
+  command->add_option("--before", arguments->extra.before, "Extra tokens before the canvas")->capture_default_str();
+  command->add_option("--after", arguments->extra.after, "Extra tokens after the canvas")->capture_default_str();
+  command->add_option("--key-lengths", arguments->key_lengths, "Tokens in use for each batch item, e.g. 115300,115264")->delimiter(',');
+  command->add_option("--dtype", arguments->dtype, "Convert q, k and v, and write out, as f32, bf16 or f16 (default: as in IN)");
+  command->add_option("--kernel", arguments->kernel, "Kernel by name, see slidetile kernels (default: the best)");
+  command->add_option("--scale", arguments->scale, "Factor of the logits (default: 1 / sqrt(head_dim))");
+  command->add_option("--device", arguments->device, "Where to run: cpu")->capture_default_str();
+  command->add_option("--threads", arguments->threads, "Threads, 0 for all that this process may use")->capture_default_str();
+  command->add_flag("--json", arguments->json, "Print the summary as JSON on the standard output");
+  command->footer(kFooter);
+  command->callback([arguments] {
+    const Result result = attend(*arguments);
+    if (arguments->json) {
+      print_json(result);
+    } else {
+      print_summary(result);
+    }
+  });
+}

@@ -1,0 +1,63 @@
+// The program: parses the command line, runs one command, and turns every error into one line and exit code 2.
+#include <CLI/CLI.hpp>
+#include <csignal>
+#include <exception>
+#include <iostream>
+#include <new>
+#include <string>
+#include <string_view>
+
+#include "commands.h"
+
+namespace {
+
+constexpr int kFailed = 2;
+
+int report(std::string_view message) {
+  std::string line(message);
+  for (char& c : line) {
+    if (static_cast<unsigned char>(c) < ' ' || c == '\x7f') c = ' ';  // names from files may hold anything
+  }
+  std::cerr << "slidetile: " << line << std::endl;
+  return kFailed;
+}
+
+void add_commands(CLI::App& app) {
+#ifdef SLIDETILE_HAS_BENCH
+  add_bench_command(app);
+#endif
+  add_plan_command(app);
+  add_kernels_command(app);
+  add_attend_command(app);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+#ifdef SIGXFSZ
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is then an error like any other
+#endif
+  CLI::App app("Sliding tile attention for video diffusion transformers.", "slidetile");
+  app.set_version_flag("--version", "slidetile " SLIDETILE_VERSION, "Print the version");
+  app.set_help_flag("-h,--help", "Print this help");
+  app.require_subcommand(0, 1);  // a missing command is told after unknown arguments
+  app.get_formatter()->column_width(34);
+  app.footer("Each command has its own help.\nExample: slidetile attend --help");
+  try {
+    add_commands(app);
+    app.parse(argc, argv);
+    if (app.get_subcommands().empty()) return report("expected a command; see slidetile --help");
+    if (!std::cout.flush()) return report("cannot write to the standard output");
+    return 0;
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() != 0) return report(error.what() + std::string("; see slidetile --help"));
+    app.exit(error);  // prints the help or the version
+    return std::cout.flush() ? 0 : report("cannot write to the standard output");
+  } catch (const std::bad_alloc&) {
+    return report("out of memory");
+  } catch (const std::exception& error) {
+    return report(error.what());
+  } catch (...) {
+    return report("unknown error");
+  }
+}

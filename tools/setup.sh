@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: which Debian packages the project needs, how the missing ones are installed, and a quiet configure.
+
+build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
+test_packages=(doctest-dev clang clang-format-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user)
+
+# install_missing PACKAGE...: asks nobody and changes nothing where all are there.
+install_missing() {
+  command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
+    echo "This is no Debian: the build needs what Debian calls $*"
+    return
+  }
+  local missing=() package as_root=()
+  for package in "$@"; do
+    [[ $(dpkg-query --show --showformat='${db:Status-Status} ' "$package" 2>/dev/null) == *installed* ]] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || { echo "Missing: ${missing[*]}. Install them as root, or install sudo." >&2; return 1; }
+    as_root=(sudo)
+  fi
+  echo "Installing from Debian's packages: ${missing[*]}"
+  local log; log=$(mktemp)
+  {
+    "${as_root[@]}" apt-get update -qq &&
+      "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
+  } >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}
+
+# configure PRESET OPTION...: prints only where it fails.
+configure() {
+  local log; log=$(mktemp)
+  cmake --preset "$@" >"$log" 2>&1 || { cat "$log" >&2; rm -f "$log"; return 1; }
+  rm -f "$log"
+}
+
+# zlib for Arm, from Debian's package, unpacked into FOLDER: the system's own packages and lists stay as they are.
+arm_zlib() {  # FOLDER
+  [ ! -e "$1/lib/libz.a" ] || return 0
+  echo "Unpacking zlib for Arm into $1"
+  local work; work=$(mktemp -d)
+  mkdir -p "$work"/{lists,cache/archives}/partial "$1"/{include,lib}
+  local apt=(apt-get -qq -o APT::Architecture=arm64 -o APT::Architectures=arm64 -o APT::Sandbox::User=root -o Dir::State::status=/dev/null
+    -o Dir::State::Lists="$work/lists" -o Dir::Cache="$work/cache")
+  "${apt[@]}" update && (cd "$work" && "${apt[@]}" download zlib1g-dev && dpkg-deb --extract zlib1g-dev_*.deb .)
+  cp "$work"/usr/include/z*.h "$1/include/"
+  cp "$work"/usr/lib/aarch64-linux-gnu/libz.a "$1/lib/"
+  rm -rf "$work"
+}
