@@ -23,9 +23,7 @@ int report(std::string_view message) {
 }
 
 void add_commands(CLI::App& app) {
-#ifdef SLIDETILE_HAS_BENCH
   add_bench_command(app);
-#endif
   add_plan_command(app);
   add_kernels_command(app);
   add_attend_command(app);
