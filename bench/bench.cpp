@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "bench/backward.h"
 #include "bench/cpu_peak.h"
 #include "slidetile/attention.h"
 #include "slidetile/error.h"
@@ -364,7 +365,8 @@ int run_bench(const BenchOptions& options) {
   std::printf("%s, %d threads, commit %s\n", processor_name().c_str(), default_executor().workers(), SLIDETILE_COMMIT);
   std::vector<BenchRow> all;
   for (const std::string& name : names) {
-    const std::vector<BenchRow> rows = run_case(make_case(name, options.extent), options, start);
+    const BenchCase c = make_case(name, options.extent);
+    const std::vector<BenchRow> rows = c.pass == Pass::kBackward ? run_backward_case(c) : run_case(c, options, start);
     if (rows.empty()) continue;
     print_case(rows);
     all.insert(all.end(), rows.begin(), rows.end());

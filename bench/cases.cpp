@@ -53,6 +53,23 @@ BenchCase sta_f32(Extent extent) {
   return c;
 }
 
+BenchCase sta_backward(Extent extent) {
+  BenchCase c = sta(extent);
+  c.name = "sta_backward";
+  c.title += ", gradients";
+  c.pass = Pass::kBackward;
+  c.heads = 1;
+  c.dense_every = 0;
+  return c;
+}
+
+BenchCase sta_backward_f32(Extent extent) {
+  BenchCase c = sta_backward(extent);
+  c.name = "sta_backward_f32";
+  c.dtype = DType::kF32;
+  return c;
+}
+
 BenchCase dense(Extent extent) {
   const Dim3 canvas = extent == Extent::kFull ? kHunyuan : Dim3{6, 48, 80};
   return {.name = "dense",
@@ -99,8 +116,10 @@ BenchCase natten(Extent extent) {
 }
 
 using Make = BenchCase (*)(Extent);
-constexpr std::pair<const char*, Make> kCases[] = {{"sta", sta},         {"sta_f32", sta_f32},         {"dense", dense},  {"wan", wan},
-                                                   {"hunyuan", hunyuan}, {"head_dim_64", head_dim_64}, {"natten", natten}};
+constexpr std::pair<const char*, Make> kCases[] = {
+    {"sta", sta},       {"sta_f32", sta_f32},           {"dense", dense},
+    {"wan", wan},       {"hunyuan", hunyuan},           {"head_dim_64", head_dim_64},
+    {"natten", natten}, {"sta_backward", sta_backward}, {"sta_backward_f32", sta_backward_f32}};
 
 }  // namespace
 

@@ -14,13 +14,16 @@ enum class Extent {
   kFull,
 };
 
+enum class Pass { kForward, kBackward };
+
 struct BenchCase {
   std::string name, title;
   DType dtype = DType::kBf16;
   int64_t heads = 1, model_heads = 1, head_dim = 128;
   Plan plan;
-  int32_t every = 1;          // of so many query tiles one is run; the time of the rest follows from its pairs
-  int32_t dense_every = 0;    // other than 0: dense attention on the same tensors is timed beside it, on one of so many query tiles
+  int32_t every = 1;        // of so many query tiles one is run; the time of the rest follows from its pairs
+  int32_t dense_every = 0;  // other than 0: dense attention on the same tensors is timed beside it, on one of so many query tiles
+  Pass pass = Pass::kForward;
   bool every_kernel = false;  // the portable kernel too, where others can run
 };
 

@@ -20,7 +20,7 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--device", options->device, "cpu or cuda")->capture_default_str();
   command->footer(
       "Every result is checked against double precision on sampled rows before it is timed; times are medians of interleaved\n"
-      "rounds. Counted work is 4 x visible pairs x head_dim; packing, gathering and scattering are inside the time.\n\n"
+      "rounds. Counted work is 4 x visible pairs x head_dim, 10 x for gradients; packing, gathering and scattering are inside the time.\n\n"
       "Example: slidetile bench --case sta --json bench.json");
   command->callback([options, full] {
     options->extent = *full ? Extent::kFull : Extent::kQuick;

@@ -1,6 +1,7 @@
 // AVX2 with FMA and F16C: 8 floats a vector, 16 registers.
 #include <immintrin.h>
 
+#include "slidetile/cpu/backward_engine.h"
 #include "slidetile/cpu/engine.h"
 
 namespace slidetile::cpu {
@@ -115,11 +116,13 @@ constexpr int kRows = 6, kVectors = 2, kMaskRows = 4;
 constexpr bool kFused = false;
 
 #include "slidetile/cpu/body.inl"
+#include "slidetile/cpu/body_backward.inl"
 
 const Engine kEngine = {kLanes, kPair, pack_scratch_bytes, attend_scratch_bytes, pack, attend};
 
 }  // namespace
 
 const EngineSet kAvx2Set = {&kEngine, &kEngine, &kEngine};
+const BackwardSet kAvx2Backward = {&kBackwardEngine, &kBackwardEngine, &kBackwardEngine};
 
 }  // namespace slidetile::cpu

@@ -1,6 +1,7 @@
 // AVX-512 without bf16: 16 floats a vector.
 #include <immintrin.h>
 
+#include "slidetile/cpu/backward_engine.h"
 #include "slidetile/cpu/engine.h"
 
 namespace slidetile::cpu {
@@ -25,10 +26,13 @@ inline void transpose(Float (&square)[kLanes]) {
 }
 
 #include "slidetile/cpu/body.inl"
+#include "slidetile/cpu/body_backward.inl"
 
 }  // namespace
 
 const Engine kAvx512Engine = {kLanes, kPair, pack_scratch_bytes, attend_scratch_bytes, pack, attend};
 const EngineSet kAvx512Set = {&kAvx512Engine, &kAvx512Engine, &kAvx512Engine};
+const BackwardEngine kAvx512BackwardEngine = kBackwardEngine;
+const BackwardSet kAvx512Backward = {&kAvx512BackwardEngine, &kAvx512BackwardEngine, &kAvx512BackwardEngine};
 
 }  // namespace slidetile::cpu

@@ -1,6 +1,7 @@
 // AVX-512 with BF16: VDPBF16PS multiplies 32 pairs of bf16 and adds them in f32. The other storage types use the f32 kernels of AVX-512.
 #include <immintrin.h>
 
+#include "slidetile/cpu/backward_engine.h"
 #include "slidetile/cpu/engine.h"
 
 namespace slidetile::cpu {
@@ -28,6 +29,26 @@ inline void store_weights(uint32_t* to, const Float (&weights)[kN]) {
   if constexpr (kN % 2 == 1) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + kN / 2 * kLanes), (__m256i)_mm512_cvtneps_pbh(weights[kN - 1]));
   }
+}
+
+// Two rows as words of a pair each.
+template <int kR, int kN>
+inline void store_pairs(uint32_t* to, int64_t stride, const Float (&rows)[kR][kN]) {
+  const __m512i interleave = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8,  //
+                                              23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+#pragma GCC unroll 4
+  for (int r = 0; r + 1 < kR; r += 2) {
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) {
+      const auto halves = (__m512i)_mm512_cvtne2ps_pbh(rows[r + 1][n], rows[r][n]);
+      store_operand(to + r / 2 * stride + n * kLanes, _mm512_permutexvar_epi16(interleave, halves));
+    }
+  }
+}
+
+inline Float load_pair(const uint32_t* words, int row) {
+  const __m512i both = load_operand(words);
+  return _mm512_castsi512_ps(row == 0 ? _mm512_slli_epi32(both, 16) : _mm512_and_si512(both, _mm512_set1_epi32(-0x10000)));
 }
 
 inline float value_at(const uint32_t* word, int key) {
@@ -74,11 +95,13 @@ inline void pack_values(uint32_t* to, const uint32_t* staged, int64_t stride, in
 }
 
 #include "slidetile/cpu/body.inl"
+#include "slidetile/cpu/body_backward.inl"
 
 const Engine kEngine = {kLanes, kPair, pack_scratch_bytes, attend_scratch_bytes, pack, attend};
 
 }  // namespace
 
 const EngineSet kAvx512Bf16Set = {&kAvx512Engine, &kEngine, &kAvx512Engine};
+const BackwardSet kAvx512Bf16Backward = {&kAvx512BackwardEngine, &kBackwardEngine, &kAvx512BackwardEngine};
 
 }  // namespace slidetile::cpu

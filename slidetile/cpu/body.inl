@@ -487,21 +487,20 @@ void stage_or_clear(Word* to, const PackArgs& a, const char* rows, int64_t strid
   for (int64_t i = 0; i < words; ++i) to[i] = 0;
 }
 
-// Reads each key once (head_dim elements of k and of v) and writes it once, packed; bound by the second level of cache. The plan reads
-// what is packed here once for every query row that sees it.
-bool pack(const PackArgs& a) {
+// Keys or values with each vector's keys side by side: panels of kPanel keys, each [depth][keys].
+void pack_turned(const PackArgs& a, const char* rows, int64_t row_stride, Word* packed) {
   Word* staged = static_cast<Word*>(a.scratch);
-  const int64_t stride = staged_words(a.head_dim), depth = (a.head_dim + kPair - 1) / kPair, columns = columns_of(a.head_dim);
+  const int64_t stride = staged_words(a.head_dim), depth = (a.head_dim + kPair - 1) / kPair;
   const int32_t padded = static_cast<int32_t>(round_up(a.tokens, kLanes));
   for (int32_t key = 0; key < padded; key += kLanes) {
     for (int r = 0; r < kLanes; ++r) {
-      stage_or_clear(staged + r * stride, a, a.k, a.k_stride, key + r);
+      stage_or_clear(staged + r * stride, a, rows, row_stride, key + r);
       // The next keys, in this tile or the next, and the values of these, which are read later.
-      if (key + kLanes + r < a.listed) prefetch_row(a.k + a.token[key + kLanes + r] * a.k_stride, a.storage, a.head_dim);
-      if (key + r < a.tokens) prefetch_row(a.v + a.token[key + r] * a.v_stride, a.storage, a.head_dim);
+      if (key + kLanes + r < a.listed) prefetch_row(rows + a.token[key + kLanes + r] * row_stride, a.storage, a.head_dim);
+      if (rows == a.k && key + r < a.tokens) prefetch_row(a.v + a.token[key + r] * a.v_stride, a.storage, a.head_dim);
     }
     const int32_t panel = key / kPanel * kPanel, width = padded - panel < kPanel ? padded - panel : kPanel;
-    Word* to = a.k_packed + panel * depth + (key - panel);
+    Word* to = packed + panel * depth + (key - panel);
     for (int64_t d = 0; d < depth; d += kLanes) {
       Operand square[kLanes];
 #pragma GCC unroll 16
@@ -511,19 +510,34 @@ bool pack(const PackArgs& a) {
       for (int i = 0; i < count; ++i) store_operand(to + (d + i) * width, square[i]);
     }
   }
+}
+
+// Keys or values with each vector's columns side by side: blocks of kBlock keys, each of panels of kPanel columns, each
+// [keys / pair][columns]. Returns whether one of them is an infinity or a NaN.
+bool pack_rows(const PackArgs& a, const char* rows, int64_t row_stride, Word* packed) {
+  Word* staged = static_cast<Word*>(a.scratch);
+  const int64_t stride = staged_words(a.head_dim), columns = columns_of(a.head_dim);
+  const int32_t padded = static_cast<int32_t>(round_up(a.tokens, kLanes));
   bool unsafe = false;
   for (int32_t key = 0; key < padded; key += kPair) {
     for (int r = 0; r < kPair; ++r) {
-      stage_or_clear(staged + r * stride, a, a.v, a.v_stride, key + r);
+      stage_or_clear(staged + r * stride, a, rows, row_stride, key + r);
       unsafe |= is_unsafe(staged + r * stride, stride);
     }
     const int32_t block = key / kBlock * kBlock, block_padded = smaller(kBlock, padded - block);
-    Word* block_v = a.v_packed + block / kPair * columns;
+    Word* to_block = packed + block / kPair * columns;
     for (int64_t column = 0; column < columns; column += kPanel) {
       const int64_t width = columns - column < kPanel ? columns - column : kPanel;
-      Word* to = block_v + block_padded / kPair * column + (key - block) / kPair * width;
+      Word* to = to_block + block_padded / kPair * column + (key - block) / kPair * width;
       for (int64_t c = 0; c < width; c += kLanes) pack_values(to + c, staged, stride, column + c);
     }
   }
   return unsafe;
+}
+
+// Reads each key once (head_dim elements of k and of v) and writes it once, packed; bound by the second level of cache. The plan reads
+// what is packed here once for every query row that sees it.
+bool pack(const PackArgs& a) {
+  pack_turned(a, a.k, a.k_stride, a.k_packed);
+  return pack_rows(a, a.v, a.v_stride, a.v_packed);
 }

@@ -19,6 +19,15 @@ inline void store_weights(uint32_t* to, const Float (&weights)[kN]) {
   for (int n = 0; n < kN; ++n) store(floats(to) + n * kLanes, weights[n]);
 }
 
+// For words of several rows, which here are the rows themselves.
+template <int kR, int kN>
+inline void store_pairs(uint32_t* to, int64_t stride, const Float (&rows)[kR][kN]) {
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) store_weights<kN>(to + r * stride, rows[r]);
+}
+
+inline Float load_pair(const uint32_t* words, int) { return load(floats(words)); }
+
 inline void scale_weights(uint32_t* weights, int words, float factor) {
   for (int i = 0; i < words; ++i) floats(weights)[i] *= factor;
 }

@@ -1,60 +1,23 @@
 #include "slidetile/cpu/forward.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdlib>
 #include <limits>
 #include <memory>
 #include <numeric>
 #include <thread>
 #include <vector>
 
-#include "slidetile/error.h"
+#include "slidetile/cpu/layout.h"
 
 namespace slidetile::cpu {
 namespace {
 
 constexpr int32_t kChunkRows = 192;     // rows of one work item: their state and a block of keys fit the second level of cache
-constexpr int32_t kRowMultiple = 12;    // of every set's register tiles
-constexpr int64_t kPackKeys = 1024;     // keys of one packing item, about
 constexpr int64_t kRunsPerWorker = 64;  // that a call is cut into, at least
 constexpr int64_t kLongestRun = 8;
 constexpr int64_t kItemsPerWorker = 4;  // items that heads in flight keep ready
-constexpr int64_t kAlignment = 64;
-constexpr int64_t kHugePage = int64_t{1} << 21;
-
-int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
-
-// Memory for packed keys and scratch. Asks for huge pages where there is room for some: every block of keys lies on pages of its own.
-class Memory {
- public:
-  explicit Memory(int64_t bytes) {
-    const int64_t alignment = bytes >= kHugePage ? kHugePage : kAlignment;
-    data_.reset(static_cast<char*>(
-        std::aligned_alloc(static_cast<size_t>(alignment), static_cast<size_t>(round_up(std::max<int64_t>(bytes, 1), alignment)))));
-    if (!data_) fail(ErrorCode::kOutOfMemory, "attention forward: no memory for ", bytes, " bytes of packed keys and scratch");
-    if (alignment == kHugePage) madvise(data_.get(), static_cast<size_t>(bytes / kHugePage * kHugePage), MADV_HUGEPAGE);
-  }
-  char* at(int64_t offset) const noexcept { return data_.get() + offset; }
-
- private:
-  struct Free {
-    void operator()(char* memory) const noexcept { std::free(memory); }
-  };
-  std::unique_ptr<char, Free> data_;
-};
-
-Storage storage_of(DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return Storage::kF32;
-    case DType::kBf16: return Storage::kBf16;
-    case DType::kF16: return Storage::kF16;
-  }
-  return Storage::kF32;
-}
 
 const Engine& engine_of(const EngineSet& set, DType dtype) {
   switch (dtype) {
@@ -65,60 +28,6 @@ const Engine& engine_of(const EngineSet& set, DType dtype) {
   return *set.f32;
 }
 
-// Where key tiles lie once packed, and which of their keys exist and are in use, for each batch item that differs.
-struct KeyLayout {
-  std::vector<int64_t> padded_begin, word_begin;
-  std::vector<std::vector<uint64_t>> usable;
-  std::vector<int32_t> group_begin;  // [groups + 1] tiles of each packing item
-};
-
-KeyLayout make_key_layout(const ForwardArgs& args, int32_t lanes) {
-  const TilingView& key = args.plan.key;
-  KeyLayout layout{.padded_begin = {0}, .word_begin = {0}, .usable = {}, .group_begin = {0}};
-  for (int32_t tile = 0; tile < key.tiles; ++tile) {
-    const int64_t size = key.tile_begin[tile + 1] - key.tile_begin[tile];
-    layout.padded_begin.push_back(layout.padded_begin.back() + round_up(size, lanes));
-    layout.word_begin.push_back(layout.word_begin.back() + (size + 63) / 64);
-    if (layout.padded_begin.back() - layout.padded_begin[static_cast<size_t>(layout.group_begin.back())] >= kPackKeys ||
-        tile + 1 == key.tiles) {
-      layout.group_begin.push_back(tile + 1);
-    }
-  }
-  const int64_t items = args.key_lengths == nullptr ? 1 : args.q.batch();
-  for (int64_t b = 0; b < items; ++b) {
-    const int64_t length = args.key_lengths == nullptr ? key.tokens : args.key_lengths[b];
-    std::vector<uint64_t> usable(static_cast<size_t>(layout.word_begin.back()));
-    for (int32_t tile = 0; tile < key.tiles; ++tile) {
-      const int32_t first = key.tile_begin[tile], size = key.tile_begin[tile + 1] - first;
-      uint64_t* words = usable.data() + layout.word_begin[static_cast<size_t>(tile)];
-      for (int32_t k = 0; k < size; ++k) words[k / 64] |= uint64_t{key.token[first + k] < length} << (k % 64);
-    }
-    layout.usable.push_back(std::move(usable));
-  }
-  return layout;
-}
-
-// Some rows of a query tile: the unit of work.
-struct Chunk {
-  int32_t tile, first, rows;
-};
-
-std::vector<Chunk> make_chunks(const TilingView& query) {
-  std::vector<Chunk> chunks;
-  for (int32_t tile = 0; tile < query.tiles; ++tile) {
-    const int32_t size = query.tile_begin[tile + 1] - query.tile_begin[tile], parts = (size + kChunkRows - 1) / kChunkRows;
-    const int32_t step = static_cast<int32_t>(round_up(parts == 0 ? 1 : (size + parts - 1) / parts, kRowMultiple));
-    for (int32_t first = 0; first < size; first += step) chunks.push_back({tile, first, std::min(step, size - first)});
-  }
-  return chunks;
-}
-
-// A (batch item, head), the order of its chunks, and how long it takes.
-struct Unit {
-  int64_t batch, head;
-  int32_t head_class;
-};
-
 class ForwardRun {
  public:
   ForwardRun(const ForwardArgs& args, const Engine& engine)
@@ -126,9 +35,10 @@ class ForwardRun {
         engine_(engine),
         plan_(args.plan),
         head_dim_(static_cast<int32_t>(args.q.head_dim())),
-        layout_(make_key_layout(args, engine.lanes)),
-        chunks_(make_chunks(plan_.query)),
-        groups_(static_cast<int64_t>(layout_.group_begin.size()) - 1) {
+        layout_(make_key_layout(plan_.key, args.key_lengths, args.q.batch(), engine.lanes)),
+        chunks_(make_chunks(plan_.query, kChunkRows)),
+        units_(make_units(args.q, plan_)),
+        groups_(layout_.groups()) {
     order_work();
     const int64_t workers = args.executor->workers(), units = static_cast<int64_t>(units_.size());
     const int64_t chunks = std::max<int64_t>(1, static_cast<int64_t>(chunks_.size()));
@@ -182,9 +92,6 @@ class ForwardRun {
       std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return cost(a) > cost(b); });
       for (const int32_t index : order) class_cost[static_cast<size_t>(c)] += cost(index);
     }
-    for (int64_t b = 0; b < args_.q.batch(); ++b) {
-      for (int64_t h = 0; h < args_.q.heads(); ++h) units_.push_back({b, h, plan_.head_class[plan_.heads == 1 ? 0 : h]});
-    }
     std::stable_sort(units_.begin(), units_.end(), [&](const Unit& a, const Unit& b) {
       return class_cost[static_cast<size_t>(a.head_class)] > class_cost[static_cast<size_t>(b.head_class)];
     });
@@ -228,10 +135,6 @@ class ForwardRun {
   uint32_t* v_packed(int64_t unit) const { return k_packed(unit) + round_up(k_words_, kAlignment / 4); }
   uint8_t* unsafe(int64_t unit) { return unsafe_.data() + unit % slots_ * plan_.key.tiles; }
 
-  static const char* head_data(const TensorView& view, const Unit& unit) {
-    return static_cast<const char*>(view.data) + (unit.batch * view.strides[0] + unit.head * view.strides[1]) * size_of(view.dtype);
-  }
-
   void pack(int64_t unit, int64_t group, int worker) {
     if (unit >= slots_) wait_for(attended_count_[static_cast<size_t>(unit - slots_)], static_cast<int64_t>(chunks_.size()));
     const Unit& u = units_[static_cast<size_t>(unit)];
@@ -268,10 +171,9 @@ class ForwardRun {
     const Chunk& chunk = chunks_[static_cast<size_t>(order_[static_cast<size_t>(u.head_class)][static_cast<size_t>(place)])];
     const int32_t row = plan_row(u.head_class, chunk.tile);
     const int64_t first_entry = plan_.row_begin[row], bytes = size_of(args_.q.dtype);
-    const size_t item = args_.key_lengths == nullptr ? 0 : static_cast<size_t>(u.batch);
     auto* results = reinterpret_cast<float*>(scratch_->at(worker * scratch_bytes_));
     const AttendArgs attend{.q = head_data(args_.q, u),
-                            .out = const_cast<char*>(head_data(args_.out, u)),
+                            .out = head_data(args_.out, u),
                             .q_stride = args_.q.strides[2] * bytes,
                             .out_stride = args_.out.strides[2] * bytes,
                             .storage = storage_of(args_.q.dtype),
@@ -285,7 +187,7 @@ class ForwardRun {
                                      .padded_begin = layout_.padded_begin.data(),
                                      .tile_begin = plan_.key.tile_begin,
                                      .word_begin = layout_.word_begin.data(),
-                                     .usable = layout_.usable[item].data(),
+                                     .usable = layout_.usable_of(u.batch),
                                      .unsafe = unsafe(unit)},
                             .key_tile = plan_.key_tile + first_entry,
                             .mask_of = plan_.mask_of == nullptr ? nullptr : plan_.mask_of + first_entry,
@@ -304,7 +206,7 @@ class ForwardRun {
   // lse, and the rows without a sum: those that saw no key, and those of whose keys every score is -inf, which is no number.
   void finish(const Unit& u, const AttendArgs& a) const {
     const auto lse_at = [&](int32_t token) -> float& {
-      return reinterpret_cast<float*>(const_cast<char*>(head_data(args_.lse, u)))[token * args_.lse.strides[2]];
+      return reinterpret_cast<float*>(head_data(args_.lse, u))[token * args_.lse.strides[2]];
     };
     for (int32_t r = 0; r < a.rows; ++r) {
       const int32_t token = a.token[r];
@@ -344,9 +246,9 @@ class ForwardRun {
   int32_t head_dim_;
   KeyLayout layout_;
   std::vector<Chunk> chunks_;
+  std::vector<Unit> units_;
   int64_t groups_;
   std::vector<std::vector<int32_t>> order_;  // [classes] chunks, long ones first
-  std::vector<Unit> units_;
   int64_t ahead_ = 1, slots_ = 1;
   int64_t depth_ = 0, columns_ = 0, k_words_ = 0, v_words_ = 0, slot_bytes_ = 0, results_bytes_ = 0, scratch_bytes_ = 0;
   std::unique_ptr<Memory> packed_, scratch_;

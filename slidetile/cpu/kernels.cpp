@@ -5,6 +5,6 @@
 namespace slidetile {
 
 std::span<const ForwardKernel> cpu_forward_kernels() noexcept { return cpu::forward_sets(); }
-std::span<const BackwardKernel> cpu_backward_kernels() noexcept { return {}; }
+std::span<const BackwardKernel> cpu_backward_kernels() noexcept { return cpu::backward_sets(); }
 
 }  // namespace slidetile

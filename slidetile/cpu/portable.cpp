@@ -1,4 +1,5 @@
 // Any processor: vectors of 4 floats in the compiler's own notation (SSE2 on x86-64, NEON on 64-bit Arm).
+#include "slidetile/cpu/backward_engine.h"
 #include "slidetile/cpu/engine.h"
 
 namespace slidetile {
@@ -95,11 +96,13 @@ constexpr int kRows = 4, kVectors = 2, kMaskRows = 4;
 constexpr bool kFused = false;
 
 #include "slidetile/cpu/body.inl"
+#include "slidetile/cpu/body_backward.inl"
 
 const Engine kEngine = {kLanes, kPair, pack_scratch_bytes, attend_scratch_bytes, pack, attend};
 
 }  // namespace
 
 const EngineSet kPortableSet = {&kEngine, &kEngine, &kEngine};
+const BackwardSet kPortableBackward = {&kBackwardEngine, &kBackwardEngine, &kBackwardEngine};
 
 }  // namespace slidetile::cpu

@@ -1,4 +1,4 @@
-// The instruction sets of this build, as forward kernels, best first on this machine.
+// The instruction sets of this build, as kernels, best first on this machine.
 #pragma once
 
 #include <span>
@@ -8,5 +8,6 @@
 namespace slidetile::cpu {
 
 std::span<const ForwardKernel> forward_sets() noexcept;
+std::span<const BackwardKernel> backward_sets() noexcept;
 
 }  // namespace slidetile::cpu

@@ -4,6 +4,7 @@
 
 #include <array>
 
+#include "slidetile/cpu/backward.h"
 #include "slidetile/cpu/forward.h"
 #include "slidetile/cpu/sets.h"
 
@@ -59,31 +60,48 @@ const char* missing_avx512bf16() noexcept {
   return missing_avx512();
 }
 
-template <auto kUnavailable>
-const char* why_not(const ForwardArgs&) noexcept {
+template <auto kUnavailable, typename Args>
+const char* why_not(const Args&) noexcept {
   return kUnavailable();
 }
 
 const char* nothing_missing() noexcept { return nullptr; }
 
-constexpr ForwardKernel kAvx512Bf16 = {"cpu.avx512bf16", missing_avx512bf16, why_not<missing_avx512bf16>,
-                                       [](const ForwardArgs& args) { run_forward(args, kAvx512Bf16Set); }, nullptr};
-constexpr ForwardKernel kAvx512 = {"cpu.avx512", missing_avx512, why_not<missing_avx512>,
-                                   [](const ForwardArgs& args) { run_forward(args, kAvx512Set); }, nullptr};
-constexpr ForwardKernel kAvx2 = {"cpu.avx2", missing_avx2, why_not<missing_avx2>,
-                                 [](const ForwardArgs& args) { run_forward(args, kAvx2Set); }, nullptr};
-constexpr ForwardKernel kPortable = {"cpu.portable", nothing_missing, why_not<nothing_missing>,
-                                     [](const ForwardArgs& args) { run_forward(args, kPortableSet); }, nullptr};
+template <auto kUnavailable, const EngineSet& kSet>
+constexpr ForwardKernel forward(const char* name) {
+  return {name, kUnavailable, why_not<kUnavailable, ForwardArgs>, [](const ForwardArgs& args) { run_forward(args, kSet); }, nullptr};
+}
+
+template <auto kUnavailable, const BackwardSet& kSet>
+constexpr BackwardKernel backward(const char* name) {
+  return {name, kUnavailable, why_not<kUnavailable, BackwardArgs>, [](const BackwardArgs& args) { run_backward(args, kSet); }, nullptr};
+}
+
+constexpr ForwardKernel kAvx512Bf16 = forward<missing_avx512bf16, kAvx512Bf16Set>("cpu.avx512bf16");
+constexpr ForwardKernel kAvx512 = forward<missing_avx512, kAvx512Set>("cpu.avx512");
+constexpr ForwardKernel kAvx2 = forward<missing_avx2, kAvx2Set>("cpu.avx2");
+constexpr ForwardKernel kPortable = forward<nothing_missing, kPortableSet>("cpu.portable");
+constexpr BackwardKernel kBackwardAvx512Bf16 = backward<missing_avx512bf16, kAvx512Bf16Backward>("cpu.avx512bf16");
+constexpr BackwardKernel kBackwardAvx512 = backward<missing_avx512, kAvx512Backward>("cpu.avx512");
+constexpr BackwardKernel kBackwardAvx2 = backward<missing_avx2, kAvx2Backward>("cpu.avx2");
+constexpr BackwardKernel kBackwardPortable = backward<nothing_missing, kPortableBackward>("cpu.portable");
 
 // Intel's VDPBF16PS starts half as often as its multiply-add, so f32 arithmetic is as fast there and more accurate; AMD's starts as often.
 constexpr std::array kSets{kAvx512Bf16, kAvx512, kAvx2, kPortable};
 constexpr std::array kSetsOfIntel{kAvx512, kAvx512Bf16, kAvx2, kPortable};
+constexpr std::array kBackwardSets{kBackwardAvx512Bf16, kBackwardAvx512, kBackwardAvx2, kBackwardPortable};
+constexpr std::array kBackwardSetsOfIntel{kBackwardAvx512, kBackwardAvx512Bf16, kBackwardAvx2, kBackwardPortable};
 
 }  // namespace
 
 std::span<const ForwardKernel> forward_sets() noexcept {
   if (features().intel) return kSetsOfIntel;
   return kSets;
+}
+
+std::span<const BackwardKernel> backward_sets() noexcept {
+  if (features().intel) return kBackwardSetsOfIntel;
+  return kBackwardSets;
 }
 
 }  // namespace slidetile::cpu
