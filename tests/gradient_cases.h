@@ -34,7 +34,11 @@ inline GradientProblem make_gradient_problem(const AttentionCase& c, DType dtype
   return p;
 }
 
+/// Runs a kernel over poisoned gradients.
 inline void run_backward(const GradientProblem& p, std::string_view kernel) {
+  for (const Guarded* gradient : {&p.dq, &p.dk, &p.dv}) {
+    for (int64_t i = 0; i < gradient->elements(); ++i) store_element(gradient->view.data, gradient->view.dtype, i, kNan);
+  }
   attention_backward(p.tensors(), view_of(p.forward.plan), view_of(p.transposed), p.forward.options(kernel));
 }
 

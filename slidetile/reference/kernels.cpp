@@ -34,9 +34,16 @@ void store_row(const TensorView& view, int64_t b, int64_t h, int64_t token, cons
     store_element(view.data, view.dtype, offset + static_cast<int64_t>(d), static_cast<float>(row[d]));
 }
 
+// Eight sums side by side, so that the compiler may use vectors.
 double dot(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0;
-  for (size_t d = 0; d < a.size(); ++d) sum += a[d] * b[d];
+  constexpr size_t kSums = 8;
+  double sums[kSums] = {}, sum = 0;
+  size_t d = 0;
+  for (; d + kSums <= a.size(); d += kSums) {
+    for (size_t i = 0; i < kSums; ++i) sums[i] += a[d + i] * b[d + i];
+  }
+  for (; d < a.size(); ++d) sum += a[d] * b[d];
+  for (const double part : sums) sum += part;
   return sum;
 }
 
