@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Builds and tests everything that a machine without a GPU can test, from a bare Debian 12: installs what is missing, then runs the
 # stages below, or those that are named. The release stage comes last: its tests include the project's rules and an install.
-#   test.sh [asan] [tsan] [aarch64] [fuzz] [release]
+#   test.sh [asan] [tsan] [aarch64] [fuzz] [python] [release]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/setup.sh
 
 stages=("$@")
-[ $# -gt 0 ] || stages=(asan tsan aarch64 fuzz release)
+[ $# -gt 0 ] || stages=(asan tsan aarch64 fuzz python release)
 jobs=$(nproc)
 say() { printf '\n== %s (%d:%02d)\n' "$*" $((SECONDS / 60)) $((SECONDS % 60)); }
 
@@ -46,6 +46,16 @@ fuzz() {
   ctest --preset fuzz -j "$jobs"
 }
 
+# Installs the package into a virtual environment of its own, with PyTorch (5 GB) and diffusers, and runs its tests.
+python() {
+  say "the Python package"
+  local python=build/venv/bin/python
+  [ -x "$python" ] || python3 -m venv build/venv
+  "$python" -m pip install --quiet --disable-pip-version-check -r python/requirements-test.txt
+  CMAKE_ARGS=-DSLIDETILE_CUDA=OFF "$python" -m pip install --quiet --disable-pip-version-check --no-build-isolation .
+  "$python" -m pytest -q python/tests
+}
+
 # Where nvcc is, this compiles the CUDA back end, and a rule reads what the assembler says of each kernel.
 release() {
   say "release: all tests and the project's rules"
@@ -57,7 +67,7 @@ release() {
 install_missing "${build_packages[@]}" "${test_packages[@]}"
 for stage in "${stages[@]}"; do
   case $stage in
-    asan | tsan | aarch64 | fuzz | release) "$stage" ;;
-    *) echo "test.sh: no stage is named '$stage', expected asan, tsan, aarch64, fuzz or release" >&2; exit 2 ;;
+    asan | tsan | aarch64 | fuzz | python | release) "$stage" ;;
+    *) echo "test.sh: no stage is named '$stage', expected asan, tsan, aarch64, fuzz, python or release" >&2; exit 2 ;;
   esac
 done
