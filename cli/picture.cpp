@@ -7,11 +7,10 @@
 #include <cmath>
 #include <csetjmp>
 #include <cstdio>
-#include <filesystem>
-#include <fstream>
-#include <system_error>
+#include <span>
 
 #include "slidetile/error.h"
+#include "slidetile/file.h"
 
 namespace {
 
@@ -243,15 +242,6 @@ std::vector<uint8_t> Picture::encode() const {
 
 void Picture::write(const std::string& path) const {
   const std::vector<uint8_t> bytes = encode();
-  const std::string temporary = path + ".part";
-  std::ofstream file(temporary, std::ios::binary | std::ios::trunc);
-  file.write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
-  file.close();
-  std::error_code error;
-  if (file) std::filesystem::rename(temporary, path, error);
-  if (!file || error) {
-    std::error_code ignored;
-    std::filesystem::remove(temporary, ignored);
-    fail(ErrorCode::kIo, "picture: cannot write ", path, error ? ": " + error.message() : std::string());
-  }
+  const std::span<const std::byte> part = std::as_bytes(std::span(bytes));
+  slidetile::write_file(path, std::span(&part, 1));
 }

@@ -14,6 +14,7 @@
 #include "commands.h"
 #include "plan_picture.h"
 #include "slidetile/error.h"
+#include "slidetile/file.h"
 #include "slidetile/window.h"
 #include "slidetile/window_clear.h"
 #include "slidetile/window_natten.h"
@@ -349,6 +350,7 @@ void run(const PlanArguments& arguments) {
   check_options(arguments, pattern);
   require(!arguments.png.empty() || arguments.query.empty(), "--query is of the picture: give --png too");
   require(!arguments.png.empty() || arguments.head == 0, "--head is of the picture: give --png too");
+  if (!arguments.png.empty()) require_writable(arguments.png);
   const Grid grid(dim3_from_string(arguments.canvas), dim3_from_string(arguments.tile));
   const Plan plan = make_plan(arguments, grid);
   const Report report = report_on(plan, arguments);

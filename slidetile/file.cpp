@@ -37,23 +37,41 @@ class Descriptor {
   int descriptor_;
 };
 
-// Removes the temporary file unless it was renamed.
+// Beside `path`, so that it can be renamed to it; removed unless it was.
 class TemporaryFile {
  public:
-  explicit TemporaryFile(std::string path) : path_(std::move(path)) {}
+  explicit TemporaryFile(const std::string& path) : path_(path), temporary_(name_beside(path)), descriptor_(create()) {}
   TemporaryFile(const TemporaryFile&) = delete;
   TemporaryFile& operator=(const TemporaryFile&) = delete;
   ~TemporaryFile() {
-    if (!renamed_) ::unlink(path_.c_str());
+    if (!renamed_) ::unlink(temporary_.c_str());
   }
 
-  void rename_to(const std::string& path) {
-    if (std::rename(path_.c_str(), path.c_str()) != 0) fail_io("rename a temporary file to", path, errno);
+  int descriptor() const noexcept { return descriptor_.get(); }
+  void rename() {
+    if (::fsync(descriptor_.get()) != 0 || descriptor_.close() != 0) fail_io("write", path_, errno);
+    if (std::rename(temporary_.c_str(), path_.c_str()) != 0) fail_io("rename a temporary file to", path_, errno);
     renamed_ = true;
   }
 
  private:
-  std::string path_;
+  static std::string name_beside(const std::string& path) {
+    static std::atomic<uint32_t> counter{0};
+    return path + ".tmp" + std::to_string(::getpid()) + '.' + std::to_string(counter++);
+  }
+  int create() const {
+    if (path_.empty()) fail_io("write", path_, ENOENT);
+    struct stat status {};
+    if (::stat(path_.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
+      fail(ErrorCode::kIo, "cannot write '", path_, "': it is not a regular file");
+    }
+    const int descriptor = ::open(temporary_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    if (descriptor < 0) fail_io("write", path_, errno);
+    return descriptor;
+  }
+
+  std::string path_, temporary_;
+  Descriptor descriptor_;
   bool renamed_ = false;
 };
 
@@ -104,19 +122,9 @@ MappedFile::~MappedFile() {
 }
 
 void write_file(const std::string& path, std::span<const std::span<const std::byte>> parts) {
-  static std::atomic<uint32_t> counter{0};
-  struct stat status {};
-  if (::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode)) {
-    fail(ErrorCode::kIo, "cannot write '", path, "': it is not a regular file");
-  }
-  const std::string temporary = path + ".tmp" + std::to_string(::getpid()) + '.' + std::to_string(counter++);
-  Descriptor descriptor(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666));
-  if (descriptor.get() < 0) fail_io("write", path, errno);
-  TemporaryFile file(temporary);
-  for (const std::span<const std::byte> part : parts) write_all(descriptor.get(), part, path);
-  if (::fsync(descriptor.get()) != 0) fail_io("write", path, errno);
-  if (descriptor.close() != 0) fail_io("write", path, errno);
-  file.rename_to(path);
+  TemporaryFile file(path);
+  for (const std::span<const std::byte> part : parts) write_all(file.descriptor(), part, path);
+  file.rename();
   flush_folder_of(path);
 }
 
@@ -124,5 +132,7 @@ void write_file(const std::string& path, const std::string& text) {
   const std::span<const std::byte> part = std::as_bytes(std::span(text));
   write_file(path, std::span(&part, 1));
 }
+
+void require_writable(const std::string& path) { const TemporaryFile file(path); }
 
 }  // namespace slidetile

@@ -27,4 +27,7 @@ class MappedFile {
 void write_file(const std::string& path, std::span<const std::span<const std::byte>> parts);
 void write_file(const std::string& path, const std::string& text);
 
+/// Throws what write_file would throw now, before hours of work end at a file that can't be written. Leaves nothing behind.
+void require_writable(const std::string& path);
+
 }  // namespace slidetile
