@@ -126,7 +126,9 @@ double tolerance(DType dtype) { return dtype == DType::kF32 ? 5e-6 : dtype == DT
 
 }  // namespace
 
-std::vector<BenchRow> run_backward_case(const BenchCase& c) {
+std::vector<BenchRow> run_backward_case(const BenchCase& c, const BenchOptions& options) {
+  const std::vector<std::string> kernels = kernels_for(c, backward_kernels(DeviceType::kCpu), options.kernel);
+  if (kernels.empty()) return {};
   const Tensors tensors = make_tensors(c);
   const Plan plan = part_of(c.plan, c.every), none = part_of(c.plan, 0);
   const Plan transposed = transpose(plan), none_transposed = transpose(none);
@@ -135,38 +137,29 @@ std::vector<BenchRow> run_backward_case(const BenchCase& c) {
   const BackwardTensors views = tensors.views();
   attention_forward({views.q, views.k, views.v, views.out, views.lse}, plan);
   std::vector<BenchRow> rows;
-  for (const KernelInfo& kernel : backward_kernels(DeviceType::kCpu)) {
-    if (!kernel.reason.empty() || (kernel.name == "cpu.avx512bf16" && c.dtype != DType::kBf16)) continue;
-    if (kernel.name == "cpu.portable" && !c.every_kernel && !rows.empty()) continue;
+  for (const std::string& kernel : kernels) {
     std::vector<double> seconds, peak;
     double error = 0;
     for (int round = 0; round < kRounds; ++round) {
-      peak.push_back(multiply_add_peak(kernel.name, default_executor(), kPeakSeconds));
+      peak.push_back(multiply_add_peak(kernel, default_executor(), kPeakSeconds));
       // Packing and writing, the time of a plan without pairs, do not grow with them.
       const double fixed =
-          part == 1 ? 0 : seconds_of([&] { attention_backward(views, view_of(none), view_of(none_transposed), {.kernel = kernel.name}); });
-      const double all = seconds_of([&] { attention_backward(views, view_of(plan), view_of(transposed), {.kernel = kernel.name}); });
+          part == 1 ? 0 : seconds_of([&] { attention_backward(views, view_of(none), view_of(none_transposed), {.kernel = kernel}); });
+      const double all = seconds_of([&] { attention_backward(views, view_of(plan), view_of(transposed), {.kernel = kernel}); });
       seconds.push_back(fixed + (all - fixed) / part);
       if (round == 0) error = error_of(c, plan, transposed, tensors);
-      require(error <= tolerance(c.dtype), "bench: backward of ", kernel.name, " on ", c.name, " is wrong: relative error ", error,
+      require(error <= tolerance(c.dtype), "bench: backward of ", kernel, " on ", c.name, " is wrong: relative error ", error,
               ", expected at most ", tolerance(c.dtype));
     }
     BenchRow row{.case_name = c.name,
                  .title = c.title,
-                 .kernel = kernel.name,
+                 .kernel = kernel,
                  .dtype = to_string(c.dtype),
                  .heads = c.heads,
                  .model_heads = c.model_heads,
                  .part = part,
-                 .median_ms = median_of(seconds) * 1e3,
-                 .min_ms = *std::min_element(seconds.begin(), seconds.end()) * 1e3,
-                 .max_ms = *std::max_element(seconds.begin(), seconds.end()) * 1e3,
-                 .samples = kRounds,
-                 .flops = 10 * pairs * static_cast<double>(c.head_dim),
                  .relative_error = error};
-    row.flops_per_s = row.flops / median_of(seconds);
-    row.peak_flops_per_s = median_of(peak);
-    row.fraction_of_peak = row.flops_per_s / row.peak_flops_per_s;
+    set_times(row, seconds, 10 * pairs * static_cast<double>(c.head_dim), median_of(peak));
     rows.push_back(row);
   }
   return rows;

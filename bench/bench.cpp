@@ -7,18 +7,16 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <random>
 
 #include "bench/backward.h"
 #include "bench/cpu_peak.h"
+#include "bench/cuda.h"
+#include "bench/report.h"
 #include "slidetile/attention.h"
 #include "slidetile/error.h"
+#include "slidetile/file.h"
 #include "slidetile/window.h"
-
-#ifndef SLIDETILE_COMMIT
-#define SLIDETILE_COMMIT "unknown"
-#endif
 
 namespace slidetile::bench {
 namespace {
@@ -164,14 +162,10 @@ struct Contender {
   double error = 0, extra_memory = -1;
 };
 
-std::vector<Contender> contenders_of(const BenchCase& c) {
+std::vector<Contender> contenders_of(const BenchCase& c, const BenchOptions& options) {
   std::vector<Contender> found;
-  for (const KernelInfo& kernel : forward_kernels(DeviceType::kCpu)) {
-    if (!kernel.reason.empty()) continue;
-    // Storage other than bf16 goes through the f32 kernels of plain AVX-512.
-    if (kernel.name == "cpu.avx512bf16" && c.dtype != DType::kBf16) continue;
-    if (kernel.name == "cpu.portable" && !c.every_kernel && !found.empty()) continue;
-    found.push_back({.kernel = kernel.name, .peak_of = kernel.name});
+  for (const std::string& kernel : kernels_for(c, forward_kernels(DeviceType::kCpu), options.kernel)) {
+    found.push_back({.kernel = kernel, .peak_of = kernel});
   }
   return found;
 }
@@ -211,7 +205,6 @@ std::vector<double> whole_times(const std::vector<double>& part, const std::vect
 BenchRow finish_row(const BenchCase& c, const Plans& plans, const Contender& contender) {
   const std::vector<double> whole =
       whole_times(contender.part, c.every == 1 ? std::vector<double>{} : contender.none, plans.pairs / plans.part_pairs);
-  const double median = median_of(whole);
   BenchRow row{.case_name = c.name,
                .title = c.title,
                .kernel = contender.kernel,
@@ -219,22 +212,15 @@ BenchRow finish_row(const BenchCase& c, const Plans& plans, const Contender& con
                .heads = c.heads,
                .model_heads = c.model_heads,
                .part = plans.part_pairs / plans.pairs,
-               .median_ms = median * 1e3,
-               .min_ms = *std::min_element(whole.begin(), whole.end()) * 1e3,
-               .max_ms = *std::max_element(whole.begin(), whole.end()) * 1e3,
-               .samples = static_cast<int>(whole.size()),
-               .flops = 4 * plans.pairs * static_cast<double>(c.head_dim),
                .relative_error = contender.error,
                .extra_memory_bytes = contender.extra_memory};
-  row.flops_per_s = row.flops / median;
-  row.peak_flops_per_s = median_of(contender.peak);
-  row.fraction_of_peak = row.flops_per_s / row.peak_flops_per_s;
+  set_times(row, whole, 4 * plans.pairs * static_cast<double>(c.head_dim), median_of(contender.peak));
   const bool halves = contender.kernel == "cpu.avx512bf16" && c.dtype == DType::kBf16;
   row.packed_bytes_per_head = 2.0 * static_cast<double>(c.plan.key.tokens() * c.head_dim) * (halves ? 2 : 4);
   if (c.dense_every != 0) {
     row.speedup_over_dense = median_of(whole_times(contender.dense, c.dense_every == 1 ? std::vector<double>{} : contender.none,
                                                    plans.dense_pairs / plans.dense_part_pairs)) /
-                             median;
+                             median_of(whole);
     row.speedup_limit = plans.dense_pairs / plans.pairs;
   }
   return row;
@@ -243,7 +229,8 @@ BenchRow finish_row(const BenchCase& c, const Plans& plans, const Contender& con
 std::vector<BenchRow> run_case(const BenchCase& c, const BenchOptions& options, const Clock::time_point& start) {
   const Tensors tensors = make_tensors(c);
   const Plans plans = plans_of(c);
-  std::vector<Contender> contenders = contenders_of(c);
+  std::vector<Contender> contenders = contenders_of(c, options);
+  if (contenders.empty()) return {};
   Executor& executor = default_executor();
   const std::vector<SampledRow> checked = sample_rows(c, plans.checked, tensors), rows = sample_rows(c, plans.part, tensors);
   const auto run = [&](const Contender& contender, const Plan& plan) {
@@ -274,6 +261,20 @@ std::vector<BenchRow> run_case(const BenchCase& c, const BenchOptions& options, 
   return results;
 }
 
+// Of one pass at least.
+void require_kernel(const std::string& name) {
+  if (name.empty()) return;
+  std::string known;
+  for (const auto& list : {forward_kernels(DeviceType::kCpu), backward_kernels(DeviceType::kCpu)}) {
+    for (const KernelInfo& kernel : list) {
+      if (kernel.name == name && !kernel.reason.empty()) fail(ErrorCode::kUnsupported, "bench: ", name, " can't run here: ", kernel.reason);
+      if (kernel.name == name) return;
+      if (known.find(kernel.name) == std::string::npos) known += (known.empty() ? "" : ", ") + kernel.name;
+    }
+  }
+  fail(ErrorCode::kInvalidArgument, "bench: no kernel on cpu is named '", name, "', expected one of ", known);
+}
+
 std::string processor_name() {
   std::ifstream info("/proc/cpuinfo");
   for (std::string line; std::getline(info, line);) {
@@ -300,46 +301,19 @@ void print_case(const std::vector<BenchRow>& rows) {
   std::fflush(stdout);
 }
 
-nlohmann::json to_json(const BenchRow& row) {
-  nlohmann::json json{{"case", row.case_name},
-                      {"title", row.title},
-                      {"kernel", row.kernel},
-                      {"dtype", row.dtype},
-                      {"heads", row.heads},
-                      {"model_heads", row.model_heads},
-                      {"part", row.part},
-                      {"median_ms", row.median_ms},
-                      {"min_ms", row.min_ms},
-                      {"max_ms", row.max_ms},
-                      {"samples", row.samples},
-                      {"flops", row.flops},
-                      {"flops_per_s", row.flops_per_s},
-                      {"peak_flops_per_s", row.peak_flops_per_s},
-                      {"fraction_of_peak", row.fraction_of_peak},
-                      {"relative_error", row.relative_error},
-                      {"packed_bytes_per_head", row.packed_bytes_per_head}};
-  if (row.speedup_over_dense > 0) {
-    json["speedup_over_dense"] = row.speedup_over_dense;
-    json["speedup_limit"] = row.speedup_limit;
-  }
-  if (row.extra_memory_bytes >= 0) json["extra_memory_bytes"] = row.extra_memory_bytes;
-  return json;
-}
-
-void write_json(const std::string& path, const std::vector<BenchRow>& rows) {
-  nlohmann::json list = nlohmann::json::array();
-  for (const BenchRow& row : rows) list.push_back(to_json(row));
-  const nlohmann::json document{{"machine", {{"processor", processor_name()}, {"threads", default_executor().workers()}}},
-                                {"commit", SLIDETILE_COMMIT},
-                                {"rows", list}};
-  const std::string temporary = path + ".tmp";
-  std::ofstream file(temporary);
-  file << document.dump(2) << '\n';
-  file.close();
-  if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) fail(ErrorCode::kIo, "bench: can't write '", path, "'");
-}
-
 }  // namespace
+
+std::vector<std::string> kernels_for(const BenchCase& c, const std::vector<KernelInfo>& kernels, const std::string& asked) {
+  std::vector<std::string> names;
+  for (const KernelInfo& kernel : kernels) {
+    if (!kernel.reason.empty() || (!asked.empty() && kernel.name != asked)) continue;
+    // Storage other than bf16 goes through the f32 kernels of plain AVX-512.
+    if (kernel.name == "cpu.avx512bf16" && c.dtype != DType::kBf16) continue;
+    if (kernel.name == "cpu.portable" && asked.empty() && !c.every_kernel && !names.empty()) continue;
+    names.push_back(kernel.name);
+  }
+  return names;
+}
 
 double seconds_of(const std::function<void()>& call) {
   const auto start = Clock::now();
@@ -347,31 +321,25 @@ double seconds_of(const std::function<void()>& call) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
-double median_of(std::vector<double> values) {
-  std::sort(values.begin(), values.end());
-  const size_t n = values.size();
-  return n == 0 ? 0 : (values[(n - 1) / 2] + values[n / 2]) / 2;
-}
-
 int run_bench(const BenchOptions& options) {
   require(options.device == "cpu" || options.device == "cuda", "bench: device is '", options.device, "', expected cpu or cuda");
-  if (options.device != "cpu") fail(ErrorCode::kUnsupported, "bench: this build has no benchmark of cuda");
+  if (!options.json.empty()) require_writable(options.json);
+  if (options.device == "cuda") return run_cuda_bench(options);
   const auto start = Clock::now();
-  std::vector<std::string> names = case_names();
-  if (!options.case_name.empty()) {
-    make_case(options.case_name, Extent::kQuick);  // throws on an unknown name
-    names = {options.case_name};
-  }
-  std::printf("%s, %d threads, commit %s\n", processor_name().c_str(), default_executor().workers(), SLIDETILE_COMMIT);
+  const std::vector<std::string> names = options.cases.empty() ? case_names() : options.cases;
+  for (const std::string& name : options.cases) make_case(name, Extent::kQuick);  // throws on an unknown name
+  require_kernel(options.kernel);
+  const Machine machine{.device = "cpu", .name = processor_name(), .threads = default_executor().workers()};
+  std::printf("%s, %d threads, commit %s\n", machine.name.c_str(), machine.threads, built_from());
   std::vector<BenchRow> all;
   for (const std::string& name : names) {
     const BenchCase c = make_case(name, options.extent);
-    const std::vector<BenchRow> rows = c.pass == Pass::kBackward ? run_backward_case(c) : run_case(c, options, start);
+    const std::vector<BenchRow> rows = c.pass == Pass::kBackward ? run_backward_case(c, options) : run_case(c, options, start);
     if (rows.empty()) continue;
     print_case(rows);
     all.insert(all.end(), rows.begin(), rows.end());
   }
-  if (!options.json.empty()) write_json(options.json, all);
+  if (!options.json.empty()) write_rows(options.json, machine, all);
   const bool right = std::all_of(all.begin(), all.end(),
                                  [](const BenchRow& row) { return row.relative_error <= tolerance(dtype_from_string(row.dtype)); });
   return right ? 0 : 1;

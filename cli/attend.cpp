@@ -4,7 +4,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
-#include <filesystem>
 #include <iostream>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -16,7 +15,10 @@
 #include "commands.h"
 #include "progress.h"
 #include "slidetile/attention.h"
+#include "slidetile/device_buffer.h"
+#include "slidetile/device_plan.h"
 #include "slidetile/error.h"
+#include "slidetile/file.h"
 #include "slidetile/safetensors.h"
 #include "slidetile/window.h"
 #include "slidetile/window_table.h"
@@ -24,6 +26,8 @@
 namespace {
 
 using namespace slidetile;
+
+constexpr Device kCuda{DeviceType::kCuda, 0};
 
 struct AttendArguments {
   std::string in, out, canvas, tile = to_string(kDefaultTile), window, strategy, dtype, kernel, device = "cpu";
@@ -59,15 +63,6 @@ Dim3 extents(const char* option, const std::string& text) {
   } catch (const Error& error) {
     fail(error.code(), option, ": ", error.what());
   }
-}
-
-// So that hours of work do not end at a file that can't be written.
-void require_place_for(const std::string& path) {
-  namespace fs = std::filesystem;
-  std::error_code ignored;
-  const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
-  if (!fs::is_directory(folder, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': ", folder, " is no folder");
-  if (fs::is_directory(path, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': it is a folder");
 }
 
 Input load_input(const SafetensorsFile& file, const std::string& name, const AttendArguments& arguments, DType dtype) {
@@ -142,15 +137,75 @@ void print_json(const Result& result) {
   std::cout << json.dump(2) << '\n';
 }
 
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+struct Problem {
+  const ForwardTensors& tensors;  // on the host
+  const Plan& plan;
+  std::span<const int32_t> key_lengths;
+};
+
+void run_on_cpu(const Problem& problem, AttentionOptions options, int threads, Result& result) {
+  ThreadPool pool(threads);
+  Progress progress("attend");
+  ProgressExecutor watched(pool, progress);
+  options.key_lengths = problem.key_lengths;
+  options.executor = progress.shown() ? static_cast<Executor*>(&watched) : &pool;
+  result.kernel = forward_kernel_name(problem.tensors, view_of(problem.plan), options);
+  const auto start = std::chrono::steady_clock::now();
+  attention_forward(problem.tensors, problem.plan, options);
+  result.seconds = seconds_since(start);
+}
+
+// A tensor's twin on the GPU.
+struct OnDevice {
+  explicit OnDevice(const TensorView& host) : buffer(span_of(host) * size_of(host.dtype), kCuda), view(host) {
+    view.data = buffer.data();
+    view.device = kCuda;
+  }
+  static std::span<std::byte> bytes_of(const TensorView& host) {
+    return {static_cast<std::byte*>(host.data), static_cast<size_t>(span_of(host) * size_of(host.dtype))};
+  }
+
+  DeviceBuffer buffer;
+  TensorView view;
+};
+
+void run_on_cuda(const Problem& problem, AttentionOptions options, Result& result) {
+  const ForwardTensors& host = problem.tensors;
+  const OnDevice q(host.q), k(host.k), v(host.v), out(host.out), lse(host.lse);
+  for (const auto& [to, from] : {std::pair{&q, &host.q}, {&k, &host.k}, {&v, &host.v}}) to->buffer.upload(OnDevice::bytes_of(*from));
+  const ForwardTensors tensors{.q = q.view, .k = k.view, .v = v.view, .out = out.view, .lse = lse.view};
+  const DevicePlan plan(problem.plan, kCuda);
+  const DeviceBuffer lengths(static_cast<int64_t>(problem.key_lengths.size_bytes()), kCuda);
+  lengths.upload(std::as_bytes(problem.key_lengths));
+  options.key_lengths = {static_cast<const int32_t*>(lengths.data()), problem.key_lengths.size()};
+  result.kernel = forward_kernel_name(tensors, plan.view(), options);
+  const DeviceBuffer workspace(forward_workspace_bytes(tensors, plan.view(), options), kCuda);
+  options.workspace = {static_cast<std::byte*>(workspace.data()), static_cast<size_t>(workspace.bytes())};
+  synchronize(kCuda);
+  const auto start = std::chrono::steady_clock::now();
+  attention_forward(tensors, plan.view(), options);
+  synchronize(kCuda);
+  result.seconds = seconds_since(start);
+  out.buffer.download(OnDevice::bytes_of(host.out));
+  lse.buffer.download(OnDevice::bytes_of(host.lse));
+}
+
 Result attend(const AttendArguments& arguments) {
   const Grid grid(extents("--canvas", arguments.canvas), extents("--tile", arguments.tile));
   const std::vector<Window> windows = windows_for(arguments);
   for (const Window& window : windows) require_fits(window, grid);
-  require(arguments.device == "cpu", "attend: device '", arguments.device, "', expected cpu");
+  const bool cuda = arguments.device == "cuda";
+  require(cuda || arguments.device == "cpu", "attend: device '", arguments.device, "', expected cpu or cuda");
+  require(!cuda || arguments.threads == 0, "attend: --threads is of device cpu");
   require(!arguments.scale || (std::isfinite(*arguments.scale) && *arguments.scale != 0), "attend: scale ", arguments.scale.value_or(0),
           ", expected a finite number other than 0");
   require(arguments.threads >= 0, "attend: ", arguments.threads, " threads, expected 1 or more, or 0 for all");
-  require_place_for(arguments.out);
+  require_writable(arguments.out);
+  if (cuda) synchronize(kCuda);  // says so now if there is none
 
   const SafetensorsFile file(arguments.in);
   const Inputs inputs = load_inputs(file, arguments);
@@ -161,26 +216,26 @@ Result attend(const AttendArguments& arguments) {
 
   const Tensor out(inputs.dtype, q.shape), lse(DType::kF32, {q.batch(), q.heads(), q.tokens(), 1});
   const ForwardTensors tensors{.q = q, .k = inputs.k.view, .v = inputs.v.view, .out = out.view(), .lse = lse.view()};
-  ThreadPool pool(arguments.threads);
-  Progress progress("attend");
-  ProgressExecutor watched(pool, progress);
   AttentionOptions options;
   options.scale = arguments.scale.value_or(0);
-  options.key_lengths = arguments.key_lengths;
   options.kernel = arguments.kernel;
-  options.executor = progress.shown() ? static_cast<Executor*>(&watched) : &pool;
-
-  Result result{.kernel = forward_kernel_name(tensors, view_of(plan), options),
-                .flops = forward_flops(plan, q.heads(), q.head_dim()) * static_cast<double>(q.batch()),
+  Result result{.flops = forward_flops(plan, q.heads(), q.head_dim()) * static_cast<double>(q.batch()),
                 .sparsity = 1 - density(plan),
                 .batch = q.batch(),
                 .heads = q.heads(),
                 .tokens = q.tokens(),
                 .head_dim = q.head_dim(),
                 .dtype = inputs.dtype};
-  const auto start = std::chrono::steady_clock::now();
-  attention_forward(tensors, plan, options);
-  result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  const Problem problem{tensors, plan, arguments.key_lengths};
+  AttentionOptions on_host = options;
+  on_host.kernel = {};
+  on_host.key_lengths = arguments.key_lengths;
+  forward_kernel_name(tensors, view_of(plan), on_host);  // checks what a GPU would be asked to believe: the lengths
+  if (cuda) {
+    run_on_cuda(problem, options, result);
+  } else {
+    run_on_cpu(problem, options, arguments.threads, result);
+  }
 
   SafetensorsTensor lse_tensor = safetensors_tensor("lse", lse.view());
   lse_tensor.shape.pop_back();
@@ -195,7 +250,7 @@ constexpr const char* kFooter =
     "Examples:\n"
     "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --tile 6x8x8 --window 3x3x3\n"
     "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --after 256 --key-lengths 115300 \\\n"
-    "      --strategy hunyuan --step 20 --layer 7 --dtype bf16";
+    "      --strategy hunyuan --step 20 --layer 7 --dtype bf16 --device cuda";
 
 }  // namespace
 
@@ -216,8 +271,8 @@ void add_attend_command(CLI::App& app) {
   command->add_option("--dtype", arguments->dtype, "Convert q, k and v, and write out, as f32, bf16 or f16 (default: as in IN)");
   command->add_option("--kernel", arguments->kernel, "Kernel by name, see slidetile kernels (default: the best)");
   command->add_option("--scale", arguments->scale, "Factor of the logits (default: 1 / sqrt(head_dim))");
-  command->add_option("--device", arguments->device, "Where to run: cpu")->capture_default_str();
-  command->add_option("--threads", arguments->threads, "Threads, 0 for all that this process may use")->capture_default_str();
+  command->add_option("--device", arguments->device, "Where to run: cpu or cuda")->capture_default_str();
+  command->add_option("--threads", arguments->threads, "Threads on cpu, 0 for all that this process may use")->capture_default_str();
   command->add_flag("--json", arguments->json, "Print the summary as JSON on the standard output");
   command->footer(kFooter);
   command->callback([arguments] {

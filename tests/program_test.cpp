@@ -130,7 +130,7 @@ TEST_CASE("help and version") {
   const Outcome all = folder.run("--help");
   CHECK(all.code == 0);
   CHECK(all.err.empty());
-  for (const char* command : {"attend", "kernels", "plan"}) {
+  for (const char* command : {"attend", "bench", "kernels", "plan"}) {
     CHECK(contains(all.out, command));
     const Outcome help = folder.run(std::string(command) + " --help");
     CHECK(help.code == 0);
@@ -219,6 +219,33 @@ TEST_CASE("attend finds the strategy that the library carries") {
   }
 }
 
+TEST_CASE("a GPU, or one line that says why there is none") {
+  const Folder folder;
+  const Qkv in(DType::kBf16);
+  in.write(folder / "in");
+  bool can_run = false;
+  for (const KernelInfo& kernel : forward_kernels(DeviceType::kCuda)) can_run = can_run || kernel.reason.empty();
+  const std::string attend = "attend in out --canvas 4x6x5 --tile 2x3x2 --before 3 --after 4 --window 1x2x2 --device cuda ";
+  if (!can_run) {
+    check_fails(folder, attend, "cuda");
+    check_fails(folder, "bench --device cuda", "bench: ");
+    return;
+  }
+  check_fails(folder, attend + "--kernel reference", "no kernel is named 'reference' on cuda:0");
+  check_fails(folder, attend + "--key-lengths 125,122", "key length 122 must be 123 to 127");
+  CHECK(folder.run(attend + "--key-lengths 125,123").code == 0);
+  const Window window{1, 2, 2};
+  const int32_t lengths[] = {125, 123};
+  const Plan plan = sliding_tile_plan(Grid({4, 6, 5}, {2, 3, 2}), {&window, 1}, {3, 4});
+  const Tensor out(DType::kBf16, kShape), lse(DType::kF32, {2, 3, 127, 1});
+  attention_forward({in.q.view(), in.k.view(), in.v.view(), out.view(), lse.view()}, plan, {.key_lengths = lengths, .kernel = "reference"});
+  const SafetensorsFile file(folder / "out");
+  const TensorView got = file.view("out");
+  for (int64_t i = 0; i < out.elements(); ++i) {
+    CHECK(load_element(got.data, got.dtype, i) == doctest::Approx(load_element(out.view().data, DType::kBf16, i)).epsilon(0.02));
+  }
+}
+
 TEST_CASE("attend refuses what does not fit") {
   const Folder folder;
   Qkv(DType::kF32).write(folder / "in");
@@ -272,7 +299,8 @@ TEST_CASE("attend refuses what does not fit") {
       {kAttend + window + "--scale nan", "scale nan"},
       {kAttend + window + "--threads -1", "-1 threads"},
       {kAttend + window + "--dtype f64", "got 'f64', expected f32, bf16 or f16"},
-      {kAttend + window + "--device tpu", "device 'tpu', expected cpu"},
+      {kAttend + window + "--device tpu", "device 'tpu', expected cpu or cuda"},
+      {kAttend + window + "--device cuda --threads 2", "--threads is of device cpu"},
       {"attend in out --canvas 4x6x5 --tile 2x3x2 --before 3 --after 4 --kernel cpu.none " + window, "no kernel is named 'cpu.none'"},
       {kAttend + window + "--key-lengths 125", "key_lengths has 1 elements, expected batch = 2"},
       {kAttend + window + "--key-lengths 125,122", "key length 122 must be 123 to 127"},
@@ -284,7 +312,17 @@ TEST_CASE("attend refuses what does not fit") {
       {"attend in out --canvas 4x6x0 --tile 2x3x2 --kernel reference " + window, "--canvas: extents: got '4x6x0'"},
       {"attend in out --canvas 65536x65536x65536 --tile 2x3x2 --kernel reference " + window, "2^31 tokens or more"},
       {"attend in no/such/out --canvas 4x6x5 --tile 2x3x2 " + window, "cannot write 'no/such/out'"},
-      {"attend in folder --canvas 4x6x5 --tile 2x3x2 " + window, "it is a folder"},
+      {"attend in folder --canvas 4x6x5 --tile 2x3x2 " + window, "cannot write 'folder': it is not a regular file"},
+      {"plan --canvas 8x8x8 --tile 4x4x4 --window 1x1x1 --png no/such/out", "cannot write 'no/such/out': No such file or directory"},
+      {"bench --json no/such/out", "cannot write 'no/such/out': No such file or directory"},
+      {"bench --json folder", "cannot write 'folder': it is not a regular file"},
+      {"bench --json /dev/full", "cannot write '/dev/full': it is not a regular file"},
+      {"bench --device cuda --json no/such/out", "cannot write 'no/such/out': No such file or directory"},
+      {"bench --case none", "no case is named 'none', expected one of sta, sta_f32"},
+      {"bench --case sta,none", "no case is named 'none'"},
+      {"bench --kernel none", "no kernel on cpu is named 'none', expected one of cpu."},
+      {"bench --device tpu", "device is 'tpu', expected cpu or cuda"},
+      {"bench --seconds 0 --device cuda", "--seconds"},
       {with("absent") + window, "cannot open 'absent': No such file or directory"},
       {with("folder") + window, "not a regular file"},
       {with("cut") + window, "safetensors 'cut'"},

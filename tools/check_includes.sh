@@ -20,7 +20,7 @@ awk '
     if (name == "error") return 1
     if (name ~ /^(tensor|parallel|file|json_guard)$/) return 2
     if (name ~ /^(grid|plan(_[a-z]+)?|safetensors|metrics)$/) return 3
-    if (name ~ /^(kernel|device_plan)$/) return 4
+    if (name ~ /^(kernel|device_plan|device_buffer)$/) return 4
     return name ~ /^(window(_[a-z0-9_]+)?|attention)$/ ? 6 : 0
   }
   function folder(file) { sub(/\/[^\/]*$/, "", file); return file }

@@ -56,8 +56,8 @@ else
   echo "compute-sanitizer: not found, skipped"
   checks+=('"sanitizer": "skipped"')
 fi
-run gpu_bench 400 "$build"/tests/gpu_bench --json "$out/gpu_bench.json"
-cat "$out/gpu_bench.log"
+run bench 400 "$build"/cli/slidetile bench --device cuda --json "$out/bench.json"
+cat "$out/bench.log"
 
 commit=$(git rev-parse HEAD 2>/dev/null || cat COMMIT 2>/dev/null || echo "${COMMIT:-unknown}")
 hash=$(find slidetile/cuda -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c 1-16)
@@ -68,7 +68,7 @@ driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -n 1
     "$(date -u +%F)"
   (IFS=,; printf '%s' "${checks[*]}")
   printf '},\n "bench": '
-  cat "$out/gpu_bench.json" 2>/dev/null || printf 'null\n'
+  cat "$out/bench.json" 2>/dev/null || printf 'null\n'
   printf '}\n'
 } >"$out/gpu_check.json"
 echo "wrote $out/gpu_check.json"

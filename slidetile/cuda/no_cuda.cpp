@@ -1,4 +1,5 @@
-// Linked instead of the CUDA back end where it is not built: no kernels, and no plans on a device.
+// Linked instead of the CUDA back end where it is not built: no kernels, and neither plans nor memory on a device.
+#include "slidetile/device_buffer.h"
 #include "slidetile/device_plan.h"
 #include "slidetile/error.h"
 #include "slidetile/kernel.h"
@@ -10,7 +11,9 @@ std::span<const BackwardKernel> cuda_backward_kernels() noexcept { return {}; }
 
 namespace {
 
-[[noreturn]] void fail_without_cuda() { fail(ErrorCode::kUnsupported, "device plan: this build has no CUDA back end (SLIDETILE_CUDA)"); }
+[[noreturn]] void fail_without_cuda(const char* where = "device plan") {
+  fail(ErrorCode::kUnsupported, where, ": this build has no CUDA back end (SLIDETILE_CUDA)");
+}
 
 }  // namespace
 
@@ -25,5 +28,13 @@ DevicePlan& DevicePlan::operator=(DevicePlan&&) noexcept = default;
 const PlanView& DevicePlan::view() const { fail_without_cuda(); }
 const PlanView& DevicePlan::transposed() const { fail_without_cuda(); }
 int64_t DevicePlan::bytes() const noexcept { return 0; }
+
+DeviceBuffer::DeviceBuffer(int64_t, const Device&) { fail_without_cuda("device buffer"); }
+DeviceBuffer::DeviceBuffer(DeviceBuffer&&) noexcept = default;
+DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&&) noexcept = default;
+DeviceBuffer::~DeviceBuffer() = default;
+void DeviceBuffer::upload(std::span<const std::byte>) const { fail_without_cuda("device buffer"); }
+void DeviceBuffer::download(std::span<std::byte>) const { fail_without_cuda("device buffer"); }
+void synchronize(const Device& device) { fail_without_cuda(to_string(device).c_str()); }
 
 }  // namespace slidetile
