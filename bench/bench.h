@@ -16,7 +16,7 @@ struct BenchOptions {
   std::string kernel;              // empty: all that can run
   std::string json;                // file to write; empty: none
   std::string device = "cpu";
-  double round_seconds = 2;  // longest round on a GPU
+  double round_seconds = 1.5;  // longest round on a GPU
 };
 
 /// The names of those that a case compares: the one that was asked for, or all that can run and have something of their own to show.

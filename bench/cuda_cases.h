@@ -9,6 +9,12 @@
 
 namespace slidetile::bench {
 
+/// What the kernels whose names start so are to reach, as a fraction of the matrix product.
+struct Bar {
+  std::string kernel;
+  double fraction = 0;
+};
+
 struct CudaCase {
   std::string name;
   Pass pass = Pass::kForward;
@@ -17,7 +23,10 @@ struct CudaCase {
   int64_t text = 0, heads = 24, head_dim = 128;
   Layout layout = Layout::kBhsd;
   DType dtype = DType::kBf16;
-  double to_reach = 0;  // of the matrix product, by the best kernel; 0: nothing is asked
+  std::vector<Bar> bars = {};  // the first that fits counts
+
+  /// 0: nothing is asked of this kernel.
+  double to_reach(const std::string& name) const;
 };
 
 /// In the order in which they run.

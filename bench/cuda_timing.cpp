@@ -11,7 +11,9 @@
 namespace slidetile::bench {
 namespace {
 
-constexpr int kWarm = 25, kTimed = 40, kRounds = 2, kFewest = 3;
+constexpr int kWarm = 25, kTimed = 40, kRounds = 2, kFewest = 2;
+constexpr int kProductWarm = 10, kProductTimed = 40;
+constexpr double kSecondsToSteady = 4;
 
 void check(cudaError_t status, const char* call) {
   if (status != cudaSuccess) fail(ErrorCode::kDevice, "bench: ", call, ": ", cudaGetErrorString(status));
@@ -97,12 +99,22 @@ MatrixProduct::MatrixProduct() {
 
 MatrixProduct::~MatrixProduct() = default;
 
-double MatrixProduct::flops_per_s(const SteadyOptions& options) const {
+void MatrixProduct::settle() const {
+  if (library_ == nullptr) return;
+  const Stopwatch stopwatch;
+  for (double seconds = 0; seconds < kSecondsToSteady;) {
+    seconds += kProductTimed * stopwatch.time([&] { library_->multiply(); }, kProductTimed);
+  }
+}
+
+double MatrixProduct::flops_per_s() const {
   if (library_ == nullptr) return 0;
-  double sum = 0;
-  const std::vector<double> rounds = time_steady([&] { library_->multiply(); }, options);
-  for (const double seconds : rounds) sum += seconds;
-  return 2.0 * Library::kSize * Library::kSize * Library::kSize * static_cast<double>(rounds.size()) / sum;
+  const Stopwatch stopwatch;
+  const auto multiply = [&] {
+    library_->multiply();
+  };
+  stopwatch.time(multiply, kProductWarm);
+  return 2.0 * Library::kSize * Library::kSize * Library::kSize / stopwatch.time(multiply, kProductTimed);
 }
 
 }  // namespace slidetile::bench

@@ -8,7 +8,7 @@
 namespace slidetile::bench {
 
 struct SteadyOptions {
-  double longest_round_seconds = 2;  // fewer launches where they would take longer, three at least
+  double longest_round_seconds = 1.5;  // fewer launches where they would take longer, two at least
 };
 
 /// Seconds a launch of each of two rounds: 25 warm launches, then 40 timed together. `launch` works on the default stream.
@@ -22,8 +22,10 @@ class MatrixProduct {
   MatrixProduct(const MatrixProduct&) = delete;
   MatrixProduct& operator=(const MatrixProduct&) = delete;
 
-  /// Operations per second in steady state; 0 without cuBLAS.
-  double flops_per_s(const SteadyOptions& options) const;
+  /// Runs products for so long that the card's clock settles: a card that comes from idle runs faster at first.
+  void settle() const;
+  /// Operations per second of a short run; 0 without cuBLAS.
+  double flops_per_s() const;
 
  private:
   struct Library;

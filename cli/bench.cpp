@@ -17,7 +17,7 @@ constexpr const char* kFooter =
     "10 x for gradients; gathering, packing and scattering are inside the time.\n"
     "On cpu: medians of interleaved rounds, of the multiply-add peak that the same run measures.\n"
     "On cuda: steady state (25 warm launches back to back, then 40 timed together, twice), of the 8192^3 bf16 matrix product by cuBLAS\n"
-    "(looked for at run time) measured the same way before and after each row.\n\n"
+    "(looked for at run time) right before and right after.\n\n"
     "Examples:\n"
     "  slidetile bench --case sta,sta_f32 --json bench.json\n"
     "  slidetile bench --device cuda --case 333,dense --kernel cuda.sm90 --json gpu.json";
