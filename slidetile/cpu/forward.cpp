@@ -6,10 +6,10 @@
 #include <limits>
 #include <memory>
 #include <numeric>
-#include <thread>
 #include <vector>
 
 #include "slidetile/cpu/layout.h"
+#include "slidetile/cpu/schedule.h"
 
 namespace slidetile::cpu {
 namespace {
@@ -17,16 +17,6 @@ namespace {
 constexpr int32_t kChunkRows = 192;     // rows of one work item: their state and a block of keys fit the second level of cache
 constexpr int64_t kRunsPerWorker = 64;  // that a call is cut into, at least
 constexpr int64_t kLongestRun = 8;
-constexpr int64_t kItemsPerWorker = 4;  // items that heads in flight keep ready
-
-const Engine& engine_of(const EngineSet& set, DType dtype) {
-  switch (dtype) {
-    case DType::kF32: return *set.f32;
-    case DType::kBf16: return *set.bf16;
-    case DType::kF16: return *set.f16;
-  }
-  return *set.f32;
-}
 
 class ForwardRun {
  public:
@@ -38,13 +28,12 @@ class ForwardRun {
         layout_(make_key_layout(plan_.key, args.key_lengths, args.q.batch(), engine.lanes)),
         chunks_(make_chunks(plan_.query, kChunkRows)),
         units_(make_units(args.q, plan_)),
-        groups_(layout_.groups()) {
+        schedule_(
+            {.units = std::ssize(units_), .chunks = std::ssize(chunks_), .groups = layout_.groups(), .workers = args.executor->workers()}) {
     order_work();
-    const int64_t workers = args.executor->workers(), units = static_cast<int64_t>(units_.size());
-    const int64_t chunks = std::max<int64_t>(1, static_cast<int64_t>(chunks_.size()));
-    ahead_ = std::clamp<int64_t>((kItemsPerWorker * workers + chunks - 1) / chunks, 1, std::max<int64_t>(1, units - 1));
-    slots_ = std::min(units, ahead_ + 1);
-    run_ = std::clamp<int64_t>(units * chunks / (kRunsPerWorker * workers), 1, kLongestRun);
+    next_ = schedule_.prologue();
+    const int64_t workers = args.executor->workers();
+    run_ = std::clamp<int64_t>(std::ssize(units_) * std::ssize(chunks_) / (kRunsPerWorker * workers), 1, kLongestRun);
     const int64_t padded = layout_.padded_begin.back();
     depth_ = (head_dim_ + engine.pair - 1) / engine.pair;
     columns_ = round_up(head_dim_, engine.lanes);
@@ -56,11 +45,9 @@ class ForwardRun {
     results_bytes_ = round_up(int64_t{most_rows} * 2 * 4, kAlignment);
     scratch_bytes_ = round_up(
         results_bytes_ + std::max(engine.pack_scratch_bytes(head_dim_), engine.attend_scratch_bytes(most_rows, head_dim_)), kAlignment);
-    packed_ = std::make_unique<Memory>(slots_ * slot_bytes_);
+    packed_ = std::make_unique<Memory>(schedule_.slots() * slot_bytes_);
     scratch_ = std::make_unique<Memory>(workers * scratch_bytes_);
-    unsafe_.resize(static_cast<size_t>(slots_ * plan_.key.tiles));
-    packed_count_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(units));
-    attended_count_ = std::vector<std::atomic<int64_t>>(static_cast<size_t>(units));
+    unsafe_.resize(static_cast<size_t>(schedule_.slots() * plan_.key.tiles));
   }
 
   void run() {
@@ -68,8 +55,6 @@ class ForwardRun {
   }
 
  private:
-  int32_t plan_row(int32_t head_class, int32_t tile) const { return plan_.row_of[int64_t{head_class} * plan_.query.tiles + tile]; }
-
   // Long chunks and heads with long chunks first, so that nothing long starts when others run out of work.
   void order_work() {
     std::vector<int64_t> row_keys(static_cast<size_t>(plan_.rows));
@@ -84,7 +69,7 @@ class ForwardRun {
     for (int32_t c = 0; c < plan_.classes; ++c) {
       const auto cost = [&](int32_t index) {
         const Chunk& chunk = chunks_[static_cast<size_t>(index)];
-        return chunk.rows * row_keys[static_cast<size_t>(plan_row(c, chunk.tile))];
+        return chunk.rows * row_keys[static_cast<size_t>(plan_row(plan_, c, chunk.tile))];
       };
       std::vector<int32_t>& order = order_[static_cast<size_t>(c)];
       order.resize(chunks_.size());
@@ -97,79 +82,46 @@ class ForwardRun {
     });
   }
 
-  // All work in one sequence that workers take from in order: the keys of the first heads, then for every head its chunks, with the keys of
-  // the head `ahead_` places later packed in their middle, into the slot of the head before. An item waits only for earlier items, and
-  // those for which it waits were taken long before, so waiting is rare and cannot lock up on any number of threads.
   void work(int worker) {
-    const int64_t units = static_cast<int64_t>(units_.size()), chunks = static_cast<int64_t>(chunks_.size());
-    const int64_t prologue = std::min(ahead_, units) * groups_, with_packing = std::max<int64_t>(0, units - ahead_),
-                  segment = chunks + groups_;
-    const int64_t total = with_packing * segment + (units - with_packing) * chunks;
-    for (int64_t index; (index = next_of_prologue_.fetch_add(1, std::memory_order_relaxed)) < prologue;) {
-      pack(index / groups_, index % groups_, worker);
+    for (int64_t index; (index = next_of_prologue_.fetch_add(1, std::memory_order_relaxed)) < schedule_.prologue();) {
+      perform(schedule_.item(index), worker);
     }
-    for (int64_t first; (first = next_.fetch_add(run_, std::memory_order_relaxed)) < total;) {
-      for (int64_t index = first; index < std::min(first + run_, total); ++index) {
-        if (index >= with_packing * segment) {
-          const int64_t after = index - with_packing * segment;
-          attend(with_packing + after / chunks, after % chunks, worker);
-          continue;
-        }
-        const int64_t unit = index / segment, within = index % segment, half = chunks / 2;
-        if (within < half) {
-          attend(unit, within, worker);
-        } else if (within < half + groups_) {
-          pack(unit + ahead_, within - half, worker);
-        } else {
-          attend(unit, within - groups_, worker);
-        }
-      }
+    for (int64_t first; (first = next_.fetch_add(run_, std::memory_order_relaxed)) < schedule_.items();) {
+      for (int64_t index = first; index < std::min(first + run_, schedule_.items()); ++index) perform(schedule_.item(index), worker);
     }
   }
 
-  static void wait_for(const std::atomic<int64_t>& count, int64_t wanted) {
-    while (count.load(std::memory_order_acquire) < wanted) std::this_thread::yield();
+  void perform(const Schedule::Item& item, int worker) {
+    if (item.kind == Schedule::Item::Kind::kPack) {
+      pack(item.unit, item.place, worker);
+    } else {
+      attend(item.unit, item.place, worker);
+    }
+    schedule_.finish(item);
   }
 
-  uint32_t* k_packed(int64_t unit) const { return reinterpret_cast<uint32_t*>(packed_->at(unit % slots_ * slot_bytes_)); }
+  uint32_t* k_packed(int64_t unit) const { return reinterpret_cast<uint32_t*>(packed_->at(schedule_.slot_of(unit) * slot_bytes_)); }
   uint32_t* v_packed(int64_t unit) const { return k_packed(unit) + round_up(k_words_, kAlignment / 4); }
-  uint8_t* unsafe(int64_t unit) { return unsafe_.data() + unit % slots_ * plan_.key.tiles; }
+  uint8_t* unsafe(int64_t unit) { return unsafe_.data() + schedule_.slot_of(unit) * plan_.key.tiles; }
 
   void pack(int64_t unit, int64_t group, int worker) {
-    if (unit >= slots_) wait_for(attended_count_[static_cast<size_t>(unit - slots_)], static_cast<int64_t>(chunks_.size()));
-    const Unit& u = units_[static_cast<size_t>(unit)];
-    const int64_t bytes = size_of(args_.k.dtype);
-    PackArgs pack{.k = head_data(args_.k, u),
-                  .v = head_data(args_.v, u),
-                  .k_stride = args_.k.strides[2] * bytes,
-                  .v_stride = args_.v.strides[2] * bytes,
-                  .storage = storage_of(args_.k.dtype),
-                  .head_dim = head_dim_,
-                  .token = nullptr,
-                  .tokens = 0,
-                  .listed = 0,
-                  .length = args_.key_lengths == nullptr ? plan_.key.tokens : args_.key_lengths[u.batch],
-                  .k_packed = nullptr,
-                  .v_packed = nullptr,
-                  .scratch = scratch_->at(worker * scratch_bytes_)};
+    schedule_.wait_for_slot(unit);
     const auto g = static_cast<size_t>(group);
     for (int32_t tile = layout_.group_begin[g]; tile < layout_.group_begin[g + 1]; ++tile) {
       const int64_t padded = layout_.padded_begin[static_cast<size_t>(tile)];
-      pack.token = plan_.key.token + plan_.key.tile_begin[tile];
-      pack.tokens = plan_.key.tile_begin[tile + 1] - plan_.key.tile_begin[tile];
-      pack.listed = static_cast<int32_t>(plan_.key.tokens) - plan_.key.tile_begin[tile];
+      PackArgs pack = pack_args(args_, units_[static_cast<size_t>(unit)], tile);
       pack.k_packed = k_packed(unit) + padded * depth_;
       pack.v_packed = v_packed(unit) + padded / engine_.pair * columns_;
+      pack.scratch = scratch_->at(worker * scratch_bytes_);
       unsafe(unit)[tile] = engine_.pack(pack) ? 1 : 0;
     }
-    packed_count_[static_cast<size_t>(unit)].fetch_add(1, std::memory_order_release);
   }
 
   void attend(int64_t unit, int64_t place, int worker) {
-    wait_for(packed_count_[static_cast<size_t>(unit)], groups_);
+    schedule_.wait_for_keys(unit);
     const Unit& u = units_[static_cast<size_t>(unit)];
     const Chunk& chunk = chunks_[static_cast<size_t>(order_[static_cast<size_t>(u.head_class)][static_cast<size_t>(place)])];
-    const int32_t row = plan_row(u.head_class, chunk.tile);
+    const int32_t row = plan_row(plan_, u.head_class, chunk.tile);
     const int64_t first_entry = plan_.row_begin[row], bytes = size_of(args_.q.dtype);
     auto* results = reinterpret_cast<float*>(scratch_->at(worker * scratch_bytes_));
     const AttendArgs attend{.q = head_data(args_.q, u),
@@ -181,7 +133,7 @@ class ForwardRun {
                             .scale = args_.scale,
                             .token = plan_.query.token + plan_.query.tile_begin[chunk.tile] + chunk.first,
                             .rows = chunk.rows,
-                            .query_length = args_.query_lengths == nullptr ? plan_.query.tokens : args_.query_lengths[u.batch],
+                            .query_length = query_length(args_, u),
                             .keys = {.k = k_packed(unit),
                                      .v = v_packed(unit),
                                      .padded_begin = layout_.padded_begin.data(),
@@ -200,7 +152,6 @@ class ForwardRun {
                             .scratch = scratch_->at(worker * scratch_bytes_ + results_bytes_)};
     engine_.attend(attend);
     finish(u, attend);
-    attended_count_[static_cast<size_t>(unit)].fetch_add(1, std::memory_order_release);
   }
 
   // lse, and the rows without a sum: those that saw no key, and those of whose keys every score is -inf, which is no number.
@@ -247,15 +198,13 @@ class ForwardRun {
   KeyLayout layout_;
   std::vector<Chunk> chunks_;
   std::vector<Unit> units_;
-  int64_t groups_;
+  Schedule schedule_;
   std::vector<std::vector<int32_t>> order_;  // [classes] chunks, long ones first
-  int64_t ahead_ = 1, slots_ = 1;
   int64_t depth_ = 0, columns_ = 0, k_words_ = 0, v_words_ = 0, slot_bytes_ = 0, results_bytes_ = 0, scratch_bytes_ = 0;
   std::unique_ptr<Memory> packed_, scratch_;
   std::vector<uint8_t> unsafe_;
-  std::vector<std::atomic<int64_t>> packed_count_, attended_count_;
   int64_t run_ = 1;  // consecutive items that a worker takes at once: neighbours read many of the same keys
-  std::atomic<int64_t> next_of_prologue_{0}, next_{0};
+  std::atomic<int64_t> next_of_prologue_{0}, next_;
 };
 
 }  // namespace

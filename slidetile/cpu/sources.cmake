@@ -1,6 +1,7 @@
 # The CPU back end: one translation unit per instruction set, each with the flags of its set.
 set(dir ${CMAKE_CURRENT_LIST_DIR})
-target_sources(slidetile PRIVATE ${dir}/kernels.cpp ${dir}/layout.cpp ${dir}/forward.cpp ${dir}/backward.cpp ${dir}/portable.cpp)
+target_sources(slidetile PRIVATE ${dir}/kernels.cpp ${dir}/layout.cpp ${dir}/schedule.cpp ${dir}/forward.cpp ${dir}/backward.cpp
+  ${dir}/portable.cpp)
 set_source_files_properties(${dir}/portable.cpp TARGET_DIRECTORY slidetile PROPERTIES COMPILE_OPTIONS "-ffp-contract=fast")
 
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
