@@ -23,14 +23,6 @@ struct Tensors {
   }
 };
 
-void fill_normal(Tensor& tensor, uint64_t seed) {
-  std::mt19937 random(static_cast<uint32_t>(seed));
-  std::normal_distribution<float> normal;
-  std::vector<float> table(1 << 16);
-  for (float& value : table) value = normal(random);
-  for (int64_t i = 0; i < tensor.elements(); ++i) store_element(tensor.view().data, tensor.view().dtype, i, table[random() >> 16]);
-}
-
 Tensors make_tensors(const BenchCase& c) {
   const std::array<int64_t, 4> shape{1, c.heads, c.plan.query.tokens(), c.head_dim};
   const auto make = [&] {
@@ -121,8 +113,6 @@ double error_of(const BenchCase& c, const Plan& plan, const Plan& transposed, co
   }
   return std::max({dq_error.relative(), dk_error.relative(), dv_error.relative()});
 }
-
-double tolerance(DType dtype) { return dtype == DType::kF32 ? 5e-6 : dtype == DType::kBf16 ? 5e-3 : 1e-3; }
 
 }  // namespace
 

@@ -35,19 +35,6 @@ struct Tensors {
   ForwardTensors views() const { return {q.view(), k.view(), v.view(), out.view(), {}}; }
 };
 
-void fill_normal(Tensor& tensor, uint64_t seed) {
-  constexpr size_t kTable = 1 << 16;
-  std::vector<float> table(kTable);
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  for (float& value : table) value = normal(random);
-  uint64_t state = seed * 2 + 1;
-  for (int64_t i = 0; i < tensor.elements(); ++i) {
-    state = state * 6364136223846793005u + 1442695040888963407u;
-    store_element(tensor.view().data, tensor.view().dtype, i, table[state >> 48]);
-  }
-}
-
 Tensors make_tensors(const BenchCase& c) {
   const std::array<int64_t, 4> shape{1, c.heads, c.plan.query.tokens(), c.head_dim};
   Tensors t{Tensor(c.dtype, shape), Tensor(c.dtype, shape), Tensor(c.dtype, shape), Tensor(c.dtype, shape)};
@@ -129,8 +116,6 @@ double error_of(const std::vector<SampledRow>& rows, const Tensors& t) {
   }
   return std::sqrt(error / norm);
 }
-
-double tolerance(DType dtype) { return dtype == DType::kF32 ? 5e-6 : dtype == DType::kBf16 ? 5e-3 : 1e-3; }
 
 // Peak resident memory of the process since the last reset, in bytes; -1 where the system does not say.
 double status_bytes(const std::string& key) {
@@ -313,6 +298,21 @@ std::vector<std::string> kernels_for(const BenchCase& c, const std::vector<Kerne
     names.push_back(kernel.name);
   }
   return names;
+}
+
+double tolerance(DType dtype) { return dtype == DType::kF32 ? 5e-6 : dtype == DType::kBf16 ? 5e-3 : 1e-3; }
+
+void fill_normal(Tensor& tensor, uint64_t seed) {
+  constexpr size_t kTable = 1 << 16;
+  std::vector<float> table(kTable);
+  std::mt19937_64 random(seed);
+  std::normal_distribution<float> normal;
+  for (float& value : table) value = normal(random);
+  uint64_t state = seed * 2 + 1;
+  for (int64_t i = 0; i < tensor.elements(); ++i) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    store_element(tensor.view().data, tensor.view().dtype, i, table[state >> 48]);
+  }
 }
 
 double seconds_of(const std::function<void()>& call) {

@@ -22,6 +22,11 @@ struct BenchOptions {
 /// The names of those that a case compares: the one that was asked for, or all that can run and have something of their own to show.
 std::vector<std::string> kernels_for(const BenchCase& c, const std::vector<KernelInfo>& kernels, const std::string& asked);
 
+/// Normal numbers, out of a table of 2^16.
+void fill_normal(Tensor& tensor, uint64_t seed);
+/// The relative error from which on a result is wrong.
+double tolerance(DType dtype);
+
 /// Seconds that a call takes.
 double seconds_of(const std::function<void()>& call);
 
