@@ -50,10 +50,11 @@ std::vector<double> exact_row(const BenchCase& c, const Plan& plan, const Tensor
     const TensorView& view = tensor.view();
     return load_element(view.data, view.dtype, head * view.strides[1] + token * view.strides[2] + d);
   };
-  const auto D = static_cast<size_t>(c.head_dim);
-  const int64_t query = plan.query.token[static_cast<size_t>(plan.query.tile_begin[static_cast<size_t>(tile)] + slot)];
-  std::vector<double> q(D), out(D);
-  for (size_t d = 0; d < D; ++d) q[d] = at(t.q, query, static_cast<int64_t>(d)) / std::sqrt(static_cast<double>(c.head_dim));
+  const auto columns = static_cast<size_t>(c.head_dim);
+  const int32_t query_slot = plan.query.tile_begin[static_cast<size_t>(tile)] + slot;
+  const int64_t query = plan.query.token[static_cast<size_t>(query_slot)];
+  std::vector<double> q(columns), out(columns);
+  for (size_t d = 0; d < columns; ++d) q[d] = at(t.q, query, static_cast<int64_t>(d)) / std::sqrt(static_cast<double>(c.head_dim));
   double largest = -HUGE_VAL, sum = 0;
   const int32_t row = plan.row(head, tile);
   for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
@@ -65,14 +66,15 @@ std::vector<double> exact_row(const BenchCase& c, const Plan& plan, const Tensor
             plan.mask_words[static_cast<size_t>(plan.mask_begin[static_cast<size_t>(mask)] + int64_t{slot} * ((size + 63) / 64) + k / 64)];
         if ((word >> (k % 64) & 1) == 0) continue;
       }
-      const int64_t token = plan.key.token[static_cast<size_t>(first + k)];
+      const int32_t key_slot = first + k;
+      const int64_t token = plan.key.token[static_cast<size_t>(key_slot)];
       double score = 0;
-      for (size_t d = 0; d < D; ++d) score += q[d] * at(t.k, token, static_cast<int64_t>(d));
+      for (size_t d = 0; d < columns; ++d) score += q[d] * at(t.k, token, static_cast<int64_t>(d));
       const double rescale = score > largest ? std::exp(largest - score) : 1;
       largest = std::max(largest, score);
       const double weight = std::exp(score - largest);
       sum = sum * rescale + weight;
-      for (size_t d = 0; d < D; ++d) out[d] = out[d] * rescale + weight * at(t.v, token, static_cast<int64_t>(d));
+      for (size_t d = 0; d < columns; ++d) out[d] = out[d] * rescale + weight * at(t.v, token, static_cast<int64_t>(d));
     }
   }
   for (double& value : out) value /= sum;
@@ -97,7 +99,8 @@ std::vector<SampledRow> sample_rows(const BenchCase& c, const Plan& plan, const 
   for (int i = 0; i < kSampledRows; ++i) {
     const auto [head, tile] = candidates[random() % candidates.size()];
     const auto slot = static_cast<int32_t>(random() % static_cast<uint64_t>(plan.query.tile_size(tile)));
-    const int64_t token = plan.query.token[static_cast<size_t>(plan.query.tile_begin[static_cast<size_t>(tile)] + slot)];
+    const int32_t query_slot = plan.query.tile_begin[static_cast<size_t>(tile)] + slot;
+    const int64_t token = plan.query.token[static_cast<size_t>(query_slot)];
     rows.push_back({head, token, exact_row(c, plan, t, head, tile, slot)});
   }
   return rows;
@@ -182,6 +185,7 @@ Plans plans_of(const BenchCase& c) {
 std::vector<double> whole_times(const std::vector<double>& part, const std::vector<double>& none, double factor) {
   if (none.empty()) return part;
   std::vector<double> whole;
+  whole.reserve(part.size());
   const double fixed = median_of(none);
   for (const double seconds : part) whole.push_back(fixed + (seconds - fixed) * factor);
   return whole;
@@ -242,6 +246,7 @@ std::vector<BenchRow> run_case(const BenchCase& c, const BenchOptions& options, 
     if (options.extent == Extent::kQuick && std::chrono::duration<double>(Clock::now() - start).count() > kQuickSeconds) break;
   }
   std::vector<BenchRow> results;
+  results.reserve(contenders.size());
   for (const Contender& contender : contenders) results.push_back(finish_row(c, plans, contender));
   return results;
 }

@@ -10,8 +10,8 @@ namespace {
 // The published strategy's five windows, in tiles of 6x8x8 on 5x6x10, in turn over the heads.
 std::vector<Window> five_windows() {
   const Window five[] = {{5, 3, 3}, {3, 3, 5}, {1, 6, 10}, {5, 6, 1}, {5, 1, 10}};
-  std::vector<Window> windows;
-  for (int head = 0; head < 24; ++head) windows.push_back(five[head % 5]);
+  std::vector<Window> windows(24);
+  for (size_t head = 0; head < windows.size(); ++head) windows[head] = five[head % 5];
   return windows;
 }
 

@@ -29,12 +29,7 @@ void add_commands(CLI::App& app) {
   add_attend_command(app);
 }
 
-}  // namespace
-
-int main(int argc, char** argv) {
-#ifdef SIGXFSZ
-  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is then an error like any other
-#endif
+int run(int argc, char** argv) {
   CLI::App app("Sliding tile attention for video diffusion transformers.", "slidetile");
   app.set_version_flag("--version", "slidetile " SLIDETILE_VERSION, "Print the version");
   app.set_help_flag("-h,--help", "Print this help");
@@ -45,12 +40,24 @@ int main(int argc, char** argv) {
     add_commands(app);
     app.parse(argc, argv);
     if (app.get_subcommands().empty()) return report("expected a command; see slidetile --help");
-    if (!std::cout.flush()) return report("cannot write to the standard output");
-    return 0;
+    return std::cout.flush() ? 0 : report("cannot write to the standard output");
+  } catch (const CLI::RuntimeError& status) {
+    return status.get_exit_code();  // of a command that has said all
   } catch (const CLI::ParseError& error) {
     if (error.get_exit_code() != 0) return report(error.what() + std::string("; see slidetile --help"));
     app.exit(error);  // prints the help or the version
     return std::cout.flush() ? 0 : report("cannot write to the standard output");
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+#ifdef SIGXFSZ
+  std::signal(SIGXFSZ, SIG_IGN);  // a file that grows too large is then an error like any other
+#endif
+  try {
+    return run(argc, argv);
   } catch (const std::bad_alloc&) {
     return report("out of memory");
   } catch (const std::exception& error) {

@@ -46,8 +46,8 @@ Seen seen_from(const Plan& plan, const SeenFrom& from) {
       const bool visible = mask < 0 || (plan.mask_words[word] >> (k % 64) & 1) != 0;
       seen.tokens += visible;
       if (key_tile >= grid.tile_count()) continue;
-      const int64_t key =
-          plan.key.token[static_cast<size_t>(plan.key.tile_begin[static_cast<size_t>(key_tile)] + k)] - plan.key.extra.before;
+      const int32_t key_slot = plan.key.tile_begin[static_cast<size_t>(key_tile)] + k;
+      const int64_t key = plan.key.token[static_cast<size_t>(key_slot)] - plan.key.extra.before;
       seen.state[static_cast<size_t>(key)] = mask < 0 ? State::kSeen : visible ? State::kSeenInPart : State::kUnseenInPart;
     }
   }

@@ -173,6 +173,8 @@ void run(const char* where, const Kernel<Args>& kernel, const Args& args, const 
   const int64_t needed = workspace_bytes(kernel, args);
   require(static_cast<int64_t>(options.workspace.size()) >= needed, where, ": ", kernel.name, " needs a workspace of ", needed,
           " bytes, got ", options.workspace.size());
+  const auto past = reinterpret_cast<uintptr_t>(options.workspace.data()) % kWorkspaceAlignment;
+  require(needed == 0 || past == 0, where, ": the workspace starts ", past, " bytes past a multiple of ", kWorkspaceAlignment);
   kernel.run(args);
 }
 

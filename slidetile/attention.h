@@ -18,7 +18,7 @@ struct AttentionOptions {
   std::string_view kernel;               // empty: the best that can run; else its name, or "reference"
   Executor* executor = nullptr;          // CPU: null is default_executor()
   void* stream = nullptr;                // CUDA: cudaStream_t; null is the default stream
-  std::span<std::byte> workspace;        // CUDA: device memory, see forward_workspace_bytes
+  std::span<std::byte> workspace;        // CUDA: device memory, 256-byte aligned, see forward_workspace_bytes
 };
 
 /// q and out [batch, heads, query tokens, head_dim]; k and v [batch, heads, key tokens, head_dim]; lse f32 [batch, heads, query tokens, 1]

@@ -44,8 +44,9 @@ using Moments = std::array<double, kMoments>;  // means of a, b, a^2, b^2, a b
 std::array<double, kWindow> gaussian_window() {
   std::array<double, kWindow> weights{};
   double sum = 0;
+  constexpr int64_t kCentre = kWindow / 2;
   for (int64_t i = 0; i < kWindow; ++i) {
-    const auto distance = static_cast<double>(i - kWindow / 2);
+    const auto distance = static_cast<double>(i - kCentre);
     sum += weights[static_cast<size_t>(i)] = std::exp(-distance * distance / (2 * 1.5 * 1.5));
   }
   for (double& weight : weights) weight /= sum;

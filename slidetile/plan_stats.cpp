@@ -20,6 +20,7 @@ int64_t pairs_of_mask(const Plan& plan, int32_t mask) {
 
 std::vector<int64_t> pairs_of_masks(const Plan& plan) {
   std::vector<int64_t> pairs;
+  pairs.reserve(static_cast<size_t>(plan.masks()));
   for (int32_t mask = 0; mask < plan.masks(); ++mask) pairs.push_back(pairs_of_mask(plan, mask));
   return pairs;
 }
