@@ -13,6 +13,7 @@
 
 #include "commands.h"
 #include "plan_picture.h"
+#include "slidetile/device_plan.h"
 #include "slidetile/error.h"
 #include "slidetile/file.h"
 #include "slidetile/window.h"
@@ -132,6 +133,8 @@ struct Report {
   int64_t keys_least = 0, keys_most = 0;
   int64_t bytes = 0;
   std::optional<Blocks> blocks;  // as --block asks
+  DeviceBlocks on_hopper;
+  double hopper_waste = 0;  // pairs that it multiplies, as a multiple of the visible ones
 };
 
 int64_t bytes_of(const Plan& plan) {
@@ -162,6 +165,8 @@ Report report_on(const Plan& plan, const PlanArguments& arguments) {
   report.dense_flops = report.flops / std::max(report.density, 1e-300);
   report.bytes = bytes_of(plan);
   report.blocks = blocks_of(plan, arguments);
+  report.on_hopper = device_blocks(plan);
+  report.hopper_waste = report.on_hopper.pairs / std::max(static_cast<double>(visible_pairs(plan, plan.heads())), 1.0);
 
   struct Row {
     double entries = 0, masked = 0, tokens = 0;
@@ -285,6 +290,11 @@ void print_table(const Plan& plan, const PlanArguments& arguments, const Report&
     line(("blocks of " + arguments.block).c_str(), grouped(blocks->counts.full) + " full, " + grouped(blocks->counts.partial) +
                                                        " partial, " + grouped(blocks->counts.empty) + " empty");
   }
+  const DeviceBlocks& hopper = report.on_hopper;
+  line("on Hopper GPUs", !hopper.why_not.empty() ? hopper.why_not
+                                                 : "blocks of " + to_string(hopper.query) + " in " + grouped(hopper.query_rows) +
+                                                       " query rows and " + to_string(hopper.key) + " in " + grouped(hopper.key_rows) +
+                                                       " key rows, " + printed("%.3f x the visible pairs", report.hopper_waste));
   line("plan", size_text(report.bytes) + ": " + grouped(plan.rows()) + " distinct rows, " + grouped(plan.entries()) + " entries, " +
                    grouped(plan.masks()) + " masks");
 }
@@ -324,6 +334,16 @@ void print_json(const Plan& plan, const PlanArguments& arguments, const Report& 
                       {"full", blocks->counts.full},
                       {"partial", blocks->counts.partial},
                       {"empty", blocks->counts.empty}};
+  }
+  const DeviceBlocks& hopper = report.on_hopper;
+  if (hopper.why_not.empty()) {
+    json["hopper"] = {{"query_block", to_string(hopper.query)},
+                      {"query_rows", hopper.query_rows},
+                      {"key_block", to_string(hopper.key)},
+                      {"key_rows", hopper.key_rows},
+                      {"multiplied_over_visible", report.hopper_waste}};
+  } else {
+    json["hopper"] = {{"why_not", hopper.why_not}};
   }
   json["key_tiles_per_row"] = report.keys_mean;
   json["key_tiles_per_row_min"] = report.keys_least;
@@ -368,7 +388,8 @@ constexpr const char* kFooter =
     R"(A block is a query tile with a key tile. dense_block_fraction and mixed_block_fraction are of the tile at the
 canvas's centre, whose row no border cuts, as in Table 1 of arXiv 2502.04507; mean_dense_block_fraction and
 mean_mixed_block_fraction are over the whole canvas (equal for sta). The expected speed-up counts partly
-visible tiles as whole ones, which is what a kernel computes.
+visible tiles as whole ones, which is what a kernel computes. The line on Hopper says into which boxes of
+tokens cuda.sm90 cuts the tiles, and what the rows without a token cost.
 
 Examples:
   slidetile plan --canvas 30x48x80 --window 3x3x3 --after 256 --heads 24

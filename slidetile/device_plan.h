@@ -1,7 +1,9 @@
 // A plan in the memory of a GPU, uploaded once and used by any number of calls.
 #pragma once
 
+#include <cstdint>
 #include <memory>
+#include <string>
 
 #include "slidetile/plan.h"
 
@@ -37,5 +39,15 @@ class DevicePlan {
   struct State;
   std::unique_ptr<State> state_;
 };
+
+/// How the Hopper forward kernel cuts a plan's tiles into blocks.
+struct DeviceBlocks {
+  std::string why_not;                   // empty: it can
+  Dim3 query, key;                       // extent of a block on the canvas, in tokens
+  int32_t query_rows = 0, key_rows = 0;  // rows that a block takes, with those that hold no token
+  double pairs = 0;                      // that are multiplied, over the plan's heads, with those that nobody sees
+};
+/// On the host: needs no device. In a build without CUDA `why_not` says so.
+DeviceBlocks device_blocks(const Plan& plan);
 
 }  // namespace slidetile

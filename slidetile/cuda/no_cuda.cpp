@@ -29,6 +29,8 @@ const PlanView& DevicePlan::view() const { fail_without_cuda(); }
 const PlanView& DevicePlan::transposed() const { fail_without_cuda(); }
 int64_t DevicePlan::bytes() const noexcept { return 0; }
 
+DeviceBlocks device_blocks(const Plan&) { return {.why_not = "this build has no CUDA back end"}; }
+
 DeviceBuffer::DeviceBuffer(int64_t, const Device&) { fail_without_cuda("device buffer"); }
 DeviceBuffer::DeviceBuffer(DeviceBuffer&&) noexcept = default;
 DeviceBuffer& DeviceBuffer::operator=(DeviceBuffer&&) noexcept = default;

@@ -18,6 +18,7 @@ target_sources(slidetile PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/kernels.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device.cpp
   ${CMAKE_CURRENT_LIST_DIR}/driver.cpp
+  ${CMAKE_CURRENT_LIST_DIR}/device_blocks.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_buffer.cpp
   ${CMAKE_CURRENT_LIST_DIR}/device_plan.cpp
   ${CMAKE_CURRENT_LIST_DIR}/lowering.cpp
