@@ -34,6 +34,7 @@ class ForwardRun {
     next_ = schedule_.prologue();
     const int64_t workers = args.executor->workers();
     run_ = std::clamp<int64_t>(std::ssize(units_) * std::ssize(chunks_) / (kRunsPerWorker * workers), 1, kLongestRun);
+    single_from_ = last_busy_ - 2 * run_ * workers;
     const int64_t padded = layout_.padded_begin.back();
     depth_ = (head_dim_ + engine.pair - 1) / engine.pair;
     columns_ = round_up(head_dim_, engine.lanes);
@@ -80,14 +81,24 @@ class ForwardRun {
     std::stable_sort(units_.begin(), units_.end(), [&](const Unit& a, const Unit& b) {
       return class_cost[static_cast<size_t>(a.head_class)] > class_cost[static_cast<size_t>(b.head_class)];
     });
+    const int32_t last = units_.back().head_class;
+    const auto reads = [&](int32_t index) {
+      return row_keys[static_cast<size_t>(plan_row(plan_, last, chunks_[static_cast<size_t>(index)].tile))] > 0;
+    };
+    last_busy_ = schedule_.items() - std::ssize(chunks_) + std::ranges::count_if(order_[static_cast<size_t>(last)], reads);
   }
 
   void work(int worker) {
     for (int64_t index; (index = next_of_prologue_.fetch_add(1, std::memory_order_relaxed)) < schedule_.prologue();) {
       perform(schedule_.item(index), worker);
     }
-    for (int64_t first; (first = next_.fetch_add(run_, std::memory_order_relaxed)) < schedule_.items();) {
-      for (int64_t index = first; index < std::min(first + run_, schedule_.items()); ++index) perform(schedule_.item(index), worker);
+    for (;;) {
+      int64_t first = next_.load(std::memory_order_relaxed), count;
+      do {
+        count = first < single_from_ ? run_ : 1;
+      } while (!next_.compare_exchange_weak(first, first + count, std::memory_order_relaxed));
+      if (first >= schedule_.items()) return;
+      for (int64_t index = first; index < std::min(first + count, schedule_.items()); ++index) perform(schedule_.item(index), worker);
     }
   }
 
@@ -203,7 +214,9 @@ class ForwardRun {
   int64_t depth_ = 0, columns_ = 0, k_words_ = 0, v_words_ = 0, slot_bytes_ = 0, results_bytes_ = 0, scratch_bytes_ = 0;
   std::unique_ptr<Memory> packed_, scratch_;
   std::vector<uint8_t> unsafe_;
-  int64_t run_ = 1;  // consecutive items that a worker takes at once: neighbours read many of the same keys
+  int64_t last_busy_ = 0;              // index after the last item that reads keys
+  int64_t run_ = 1, single_from_ = 0;  // consecutive items that a worker takes at once: neighbours read many of the same keys. Towards the
+                                       // end one by one, so that the workers end together
   std::atomic<int64_t> next_of_prologue_{0}, next_;
 };
 
