@@ -246,7 +246,9 @@ Result attend(const AttendArguments& arguments) {
 
 constexpr const char* kFooter =
     "IN holds q, k and v as [batch, heads, tokens, head_dim]; tokens are [before | canvas in raster order | after]. OUT gets out in that\n"
-    "layout and lse (natural logarithm) as f32 [batch, heads, tokens]. Extents are TxHxW; windows count tiles.\n\n"
+    "layout and lse (natural logarithm) as f32 [batch, heads, tokens]. Extents are TxHxW; windows count tiles. The seconds told are of "
+    "the\n"
+    "attention alone; on a GPU, of its first launch, which loads the kernel.\n\n"
     "Examples:\n"
     "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --tile 6x8x8 --window 3x3x3\n"
     "  slidetile attend in.safetensors out.safetensors --canvas 30x48x80 --after 256 --key-lengths 115300 \\\n"
