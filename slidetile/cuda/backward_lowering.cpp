@@ -37,6 +37,16 @@ std::vector<int32_t> blocks_of_tiles(const BlockTable& table) {
   return counts;
 }
 
+BlockTable query_blocks_of(const Plan& transposed) {
+  BlockTable table = make_block_table(transposed.key, {.largest = kBackwardQueryRows, .smallest = kBackwardQueryRows});
+  const bool two_sizes = transposed.key.tiles() > transposed.key.grid.tile_count() && table.shape.box_rows < table.shape.slot_rows;
+  for (Block& block : table.blocks) {
+    const bool full = (block.flags & kBlockFull) != 0;
+    if (block.flags != 0 && !full && (two_sizes || (block.flags & kBlockForeign) != 0)) block.flags |= kBlockClear;
+  }
+  return table;
+}
+
 // A run of a key tile's list.
 struct Run {
   int32_t tile, first, last;  // entries of the plan
@@ -49,7 +59,7 @@ class Builder {
   Builder(const Plan& plan, int32_t slots)
       : plan_(plan),
         slots_(slots),
-        queries_(make_block_table(plan.key, {.largest = kBackwardQueryRows, .smallest = kBackwardQueryRows})),
+        queries_(query_blocks_of(plan)),
         keys_(make_block_table(plan.query, {.largest = kBackwardKeyRows, .smallest = kBackwardKeyRows})),
         query_count_(blocks_of_tiles(queries_)),
         key_count_(blocks_of_tiles(keys_)) {}
@@ -91,6 +101,15 @@ class Builder {
   // Query blocks of an entry of the plan.
   int32_t steps_of(int64_t entry) const noexcept { return query_count_[static_cast<size_t>(plan_.key_tile[static_cast<size_t>(entry)])]; }
 
+  // Where a key tile lies along the axis that has the most tiles; -1: off the canvas.
+  int32_t slab_of(int32_t tile) const {
+    const Grid& grid = plan_.query.grid;
+    if (tile >= grid.tile_count()) return -1;
+    const Dim3 tiles = grid.tiles(), at = grid.tile_coordinate(tile);
+    if (tiles.w >= tiles.h && tiles.w >= tiles.t) return at.w;
+    return tiles.h >= tiles.t ? at.h : at.t;
+  }
+
   std::vector<Run> cut_rows(int32_t c) const {
     int64_t steps = 0, items = 0;
     std::vector<int64_t> of_tile(static_cast<size_t>(plan_.query.tiles()));
@@ -118,10 +137,13 @@ class Builder {
     return runs;
   }
 
-  // Longest first, so that they don't trail.
+  // Slab by slab along the canvas's longest axis, and lists ascending: what is at work at a time then shares most of its queries, which the
+  // second-level cache has to hold, with their dq sums. What is off the canvas comes first, and in a slab the longest rows.
   void add_class(int32_t c) {
     std::vector<Run> runs = cut_rows(c);
-    std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.steps > b.steps; });
+    std::stable_sort(runs.begin(), runs.end(), [this](const Run& a, const Run& b) {
+      return std::tuple(slab_of(a.tile), b.steps) < std::tuple(slab_of(b.tile), a.steps);
+    });
     std::vector<std::vector<std::vector<int32_t>>> partials(static_cast<size_t>(plan_.query.tiles()));
     int32_t partial = 0;
     auto& items = items_.emplace_back();
@@ -135,8 +157,7 @@ class Builder {
                          .first_visit = static_cast<int32_t>(visits_.size()),
                          .visits = run.last - run.first,
                          .steps = run.steps});
-        // Descending: neighbours among the items then meet at few query tiles at a time.
-        for (int32_t e = run.last; e-- > run.first;) {
+        for (int32_t e = run.first; e < run.last; ++e) {
           const int32_t tile = plan_.key_tile[static_cast<size_t>(e)];
           visits_.push_back({.first_block = tile * queries_.shape.per_tile, .blocks = query_count_[static_cast<size_t>(tile)], .rank = 0});
         }
