@@ -296,7 +296,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48,
                  dout_empty = bars + 64;
   const uint32_t dq_empty = bars + 80, q_brought = bars + 96, dout_brought = bars + 104;  // the last two are the feeding warps' own
-  constexpr int kConsumers = 1, kSumsReady = 2;  // named barriers; the second has two stages
+  constexpr int kConsumers = 1, kSumsReady = 2;                                           // named barriers; the second has two stages
   auto* const ticket_word = reinterpret_cast<volatile int32_t*>(shared + Shared::kTicket);
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (threadIdx.x == 0) {
@@ -326,8 +326,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     registers_decrease<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
     uint32_t brought = 0;
-    // The query blocks of an item, of q or of dout, each with its 64 row terms. Rows of other tiles and past the length may be anything, and
-    // products multiply them by zeros: where a block brings such rows, they are cleared before the consumers are told.
+    // The query blocks of an item, of q or of dout, each with its 64 row terms. Rows of other tiles and past the length may be anything,
+    // and products multiply them by zeros: where a block brings such rows, they are cleared before the consumers are told.
     const auto feed = [&](const BackwardWork& work, uint32_t& step, const TensorMaps& maps, const float* terms, const QueryStages& to) {
 #pragma unroll 1
       for (int32_t v = 0; v < work.item.visits; ++v) {
