@@ -47,6 +47,14 @@ BlockTable query_blocks_of(const Plan& transposed) {
   return table;
 }
 
+// Where a tile lies along the axis that has the most tiles; -1: off the canvas.
+int32_t slab_of(const Grid& grid, int32_t tile) {
+  if (tile >= grid.tile_count()) return -1;
+  const Dim3 tiles = grid.tiles(), at = grid.tile_coordinate(tile);
+  if (tiles.w >= tiles.h && tiles.w >= tiles.t) return at.w;
+  return tiles.h >= tiles.t ? at.h : at.t;
+}
+
 // A run of a key tile's list.
 struct Run {
   int32_t tile, first, last;  // entries of the plan
@@ -101,15 +109,6 @@ class Builder {
   // Query blocks of an entry of the plan.
   int32_t steps_of(int64_t entry) const noexcept { return query_count_[static_cast<size_t>(plan_.key_tile[static_cast<size_t>(entry)])]; }
 
-  // Where a key tile lies along the axis that has the most tiles; -1: off the canvas.
-  int32_t slab_of(int32_t tile) const {
-    const Grid& grid = plan_.query.grid;
-    if (tile >= grid.tile_count()) return -1;
-    const Dim3 tiles = grid.tiles(), at = grid.tile_coordinate(tile);
-    if (tiles.w >= tiles.h && tiles.w >= tiles.t) return at.w;
-    return tiles.h >= tiles.t ? at.h : at.t;
-  }
-
   std::vector<Run> cut_rows(int32_t c) const {
     int64_t steps = 0, items = 0;
     std::vector<int64_t> of_tile(static_cast<size_t>(plan_.query.tiles()));
@@ -137,12 +136,13 @@ class Builder {
     return runs;
   }
 
-  // Slab by slab along the canvas's longest axis, and lists ascending: what is at work at a time then shares most of its queries, which the
-  // second-level cache has to hold, with their dq sums. What is off the canvas comes first, and in a slab the longest rows.
+  // Items go slab by slab along the canvas's longest axis, and so do their lists: what is at work at a time shares most of its queries,
+  // which the second-level cache has to hold with their dq sums. What is off the canvas comes first, and in a slab the longest rows.
   void add_class(int32_t c) {
     std::vector<Run> runs = cut_rows(c);
     std::stable_sort(runs.begin(), runs.end(), [this](const Run& a, const Run& b) {
-      return std::tuple(slab_of(a.tile), b.steps) < std::tuple(slab_of(b.tile), a.steps);
+      const Grid& grid = plan_.query.grid;
+      return std::tuple(slab_of(grid, a.tile), b.steps) < std::tuple(slab_of(grid, b.tile), a.steps);
     });
     std::vector<std::vector<std::vector<int32_t>>> partials(static_cast<size_t>(plan_.query.tiles()));
     int32_t partial = 0;
@@ -151,14 +151,16 @@ class Builder {
       const int32_t blocks = key_count_[static_cast<size_t>(run.tile)];
       auto& cut = partials[static_cast<size_t>(run.tile)];
       if (run.cut) cut.resize(static_cast<size_t>(blocks));
+      std::vector<int32_t> tiles(plan_.key_tile.begin() + run.first, plan_.key_tile.begin() + run.last);
+      std::stable_sort(tiles.begin(), tiles.end(),
+                       [this](int32_t a, int32_t b) { return slab_of(plan_.key.grid, a) < slab_of(plan_.key.grid, b); });
       for (int32_t b = 0; b < blocks; ++b) {
         if (run.cut) cut[static_cast<size_t>(b)].push_back(static_cast<int32_t>(items.size()));
         items.push_back({.key_block = run.tile * keys_.shape.per_tile + b,
                          .first_visit = static_cast<int32_t>(visits_.size()),
                          .visits = run.last - run.first,
                          .steps = run.steps});
-        for (int32_t e = run.first; e < run.last; ++e) {
-          const int32_t tile = plan_.key_tile[static_cast<size_t>(e)];
+        for (const int32_t tile : tiles) {
           visits_.push_back({.first_block = tile * queries_.shape.per_tile, .blocks = query_count_[static_cast<size_t>(tile)], .rank = 0});
         }
       }

@@ -116,16 +116,6 @@ __device__ __forceinline__ float exp2_fast(float x) {
   return y;
 }
 
-/// The same to 1e-4 of the value, which bf16 can't tell, without the unit that exponentials share: that one makes only four a clock.
-/// Never NaN; 0 below -127.
-__device__ __forceinline__ float exp2_multiply_add(float x) {
-  constexpr float kRound = 12582912;  // 1.5 * 2^23: what is added to it loses its fraction
-  x = fmaxf(x, -127.0f);
-  const float rounded = x + kRound, rest = x - (rounded - kRound);
-  const float power = fmaf(fmaf(fmaf(0.05500923f, rest, 0.24221171f), rest, 0.69328298f), rest, 1.0f);
-  return __int_as_float(__float_as_int(power) + (__float_as_int(rounded) << 23));
-}
-
 /// d (+)= A B for 64 x 32 x 16, both operands in shared memory with the other axis contiguous.
 template <typename T>
 __device__ __forceinline__ void wgmma_shared_32(float (&d)[16], uint64_t a, uint64_t b, int accumulate) {
@@ -558,13 +548,6 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       }
       wgmma_commit();
     };
-    // Some exponentials are made by multiplications: all of them on their own unit take longer than the product that runs meanwhile.
-    const auto exp2_second = [](float x) {
-      return std::is_same_v<T, __nv_bfloat16> && kDim == 64 ? exp2_multiply_add(x) : exp2_fast(x);
-    };
-    const auto exp2_fourth = [](float x) {
-      return std::is_same_v<T, __nv_bfloat16> ? exp2_multiply_add(x) : exp2_fast(x);
-    };
     const auto clear_rows = [&](uint32_t(&pairs)[4][4]) {
       asm volatile("" ::: "memory");  // keeps it a branch: rarely taken
 #pragma unroll
@@ -597,9 +580,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const float2 l = lse[4 * j];
-        weights[j / 2][j % 2 * 2] = pack<T>(exp2_fast(fmaf(s[4 * j], scale_log2, -l.x)), exp2_second(fmaf(s[4 * j + 1], scale_log2, -l.y)));
+        weights[j / 2][j % 2 * 2] = pack<T>(exp2_fast(fmaf(s[4 * j], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 1], scale_log2, -l.y)));
         weights[j / 2][j % 2 * 2 + 1] =
-            pack<T>(exp2_fast(fmaf(s[4 * j + 2], scale_log2, -l.x)), exp2_fourth(fmaf(s[4 * j + 3], scale_log2, -l.y)));
+            pack<T>(exp2_fast(fmaf(s[4 * j + 2], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 3], scale_log2, -l.y)));
       }
       if (!whole) clear_rows(weights);
       add_product(dv, weights, dout_tile);
