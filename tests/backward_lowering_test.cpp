@@ -133,11 +133,26 @@ TEST_CASE("the default problem: 128 keys and 64 queries a block, nothing cut up"
   CHECK(lowered.tables.items == 900);
   CHECK(lowered.tables.query_blocks == 1800);
   CHECK(lowered.tables.partials == 0);
-  CHECK(lowered.tables.item[0].steps == 480);  // the longest row first
+  CHECK(lowered.tables.item[0].steps == 240);  // the longest row of the first slab
   CHECK(lowered.tables.item[899].steps == 48);
   check_class(plan, lowered.tables, 0);
   std::mt19937 random(1);
   CHECK(finishes(lowered.tables, 132, 3, random));
+}
+
+TEST_CASE("query blocks that bring foreign rows, or share slots with larger ones, are marked") {
+  const auto marked = [](Dim3 canvas, Dim3 tile, ExtraTokens extra) {
+    const Window window[] = {{1, 1, 1}};
+    const Lowered lowered(transpose(sliding_tile_plan(Grid(canvas, tile), window, extra)), 8);
+    int32_t count = 0;
+    for (int32_t i = 0; i < lowered.tables.query_blocks; ++i) count += (lowered.tables.query_block[i].flags & kBlockClear) != 0;
+    return count;
+  };
+  CHECK(marked({30, 48, 80}, kDefaultTile, {}) == 0);
+  CHECK(marked({33, 45, 80}, kDefaultTile, {0, 256}) == 0);  // borders clip, and the last run ends with the tensor
+  CHECK(marked({10, 5, 5}, {5, 5, 5}, {}) == 1);             // the first tile's last block brings a plane of the second tile
+  CHECK(marked({2, 16, 16}, {2, 8, 8}, {70, 0}) == 1);       // 6 tokens, and 58 of the canvas
+  CHECK(marked({1, 5, 7}, {1, 5, 7}, {0, 64}) == 1);         // 35 rows in a slot that text fills
 }
 
 TEST_CASE("rows that everything reads are cut up") {

@@ -37,6 +37,24 @@ std::vector<int32_t> blocks_of_tiles(const BlockTable& table) {
   return counts;
 }
 
+BlockTable query_blocks_of(const Plan& transposed) {
+  BlockTable table = make_block_table(transposed.key, {.largest = kBackwardQueryRows, .smallest = kBackwardQueryRows});
+  const bool two_sizes = transposed.key.tiles() > transposed.key.grid.tile_count() && table.shape.box_rows < table.shape.slot_rows;
+  for (Block& block : table.blocks) {
+    const bool full = (block.flags & kBlockFull) != 0;
+    if (block.flags != 0 && !full && (two_sizes || (block.flags & kBlockForeign) != 0)) block.flags |= kBlockClear;
+  }
+  return table;
+}
+
+// Where a tile lies along the axis that has the most tiles; -1: off the canvas.
+int32_t slab_of(const Grid& grid, int32_t tile) {
+  if (tile >= grid.tile_count()) return -1;
+  const Dim3 tiles = grid.tiles(), at = grid.tile_coordinate(tile);
+  if (tiles.w >= tiles.h && tiles.w >= tiles.t) return at.w;
+  return tiles.h >= tiles.t ? at.h : at.t;
+}
+
 // A run of a key tile's list.
 struct Run {
   int32_t tile, first, last;  // entries of the plan
@@ -49,7 +67,7 @@ class Builder {
   Builder(const Plan& plan, int32_t slots)
       : plan_(plan),
         slots_(slots),
-        queries_(make_block_table(plan.key, {.largest = kBackwardQueryRows, .smallest = kBackwardQueryRows})),
+        queries_(query_blocks_of(plan)),
         keys_(make_block_table(plan.query, {.largest = kBackwardKeyRows, .smallest = kBackwardKeyRows})),
         query_count_(blocks_of_tiles(queries_)),
         key_count_(blocks_of_tiles(keys_)) {}
@@ -118,10 +136,14 @@ class Builder {
     return runs;
   }
 
-  // Longest first, so that they don't trail.
+  // Items go slab by slab along the canvas's longest axis, and so do their lists: what is at work at a time shares most of its queries,
+  // which the second-level cache has to hold with their dq sums. What is off the canvas comes first, and in a slab the longest rows.
   void add_class(int32_t c) {
     std::vector<Run> runs = cut_rows(c);
-    std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.steps > b.steps; });
+    std::stable_sort(runs.begin(), runs.end(), [this](const Run& a, const Run& b) {
+      const Grid& grid = plan_.query.grid;
+      return std::tuple(slab_of(grid, a.tile), b.steps) < std::tuple(slab_of(grid, b.tile), a.steps);
+    });
     std::vector<std::vector<std::vector<int32_t>>> partials(static_cast<size_t>(plan_.query.tiles()));
     int32_t partial = 0;
     auto& items = items_.emplace_back();
@@ -129,15 +151,16 @@ class Builder {
       const int32_t blocks = key_count_[static_cast<size_t>(run.tile)];
       auto& cut = partials[static_cast<size_t>(run.tile)];
       if (run.cut) cut.resize(static_cast<size_t>(blocks));
+      std::vector<int32_t> tiles(plan_.key_tile.begin() + run.first, plan_.key_tile.begin() + run.last);
+      std::stable_sort(tiles.begin(), tiles.end(),
+                       [this](int32_t a, int32_t b) { return slab_of(plan_.key.grid, a) < slab_of(plan_.key.grid, b); });
       for (int32_t b = 0; b < blocks; ++b) {
         if (run.cut) cut[static_cast<size_t>(b)].push_back(static_cast<int32_t>(items.size()));
         items.push_back({.key_block = run.tile * keys_.shape.per_tile + b,
                          .first_visit = static_cast<int32_t>(visits_.size()),
                          .visits = run.last - run.first,
                          .steps = run.steps});
-        // Descending: neighbours among the items then meet at few query tiles at a time.
-        for (int32_t e = run.last; e-- > run.first;) {
-          const int32_t tile = plan_.key_tile[static_cast<size_t>(e)];
+        for (const int32_t tile : tiles) {
           visits_.push_back({.first_block = tile * queries_.shape.per_tile, .blocks = query_count_[static_cast<size_t>(tile)], .rank = 0});
         }
       }

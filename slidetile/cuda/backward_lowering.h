@@ -12,6 +12,10 @@ namespace slidetile::cuda {
 
 inline constexpr int32_t kBackwardQueryRows = 64, kBackwardKeyRows = 128;
 
+/// Flag of query blocks beside those of BlockFlag: the slot has rows that are not the block's and may be anything, because its box brings
+/// rows of other tiles, or because blocks of another size use the slot too.
+inline constexpr uint32_t kBlockClear = 1u << 16;
+
 /// What a CTA works on at a time: a key block and a run of the query tiles that read it.
 struct BackwardItem {
   int32_t key_block, first_visit, visits;

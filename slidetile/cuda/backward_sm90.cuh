@@ -253,6 +253,28 @@ __device__ __forceinline__ void copy_block(uint32_t target, uint32_t slab, const
   for (int c = 0; c < kDim / 64; ++c) copy_box(target + c * slab, map, barrier, {c * 64, block.w, block.h, block.t, sheet});
 }
 
+/// Where the stages of q or of dout are, and their barriers: pairs but for the last.
+struct QueryStages {
+  uint32_t tile, terms, full, empty, brought;
+};
+
+/// Clears the rows of a query tile that are not the block's, or not among the first `in_use`. One thread calls it.
+template <int kDim>
+__device__ __forceinline__ void clear_query_rows(uint32_t tile, const Block& block, int32_t in_use) {
+  uint64_t valid = block.valid[0] | uint64_t{block.valid[1]} << 32;
+  if (in_use < kBackwardQueryRows) valid &= (uint64_t{1} << max(in_use, 0)) - 1;
+#pragma unroll 1
+  for (const uint32_t end = tile + BackwardShared<kDim>::kQuerySlab; tile < end; tile += kSlabRowBytes, valid >>= 1) {
+    if ((valid & 1) != 0) continue;
+#pragma unroll
+    for (uint32_t at = 0; at < BackwardShared<kDim>::kQueryTile; at += BackwardShared<kDim>::kQuerySlab) {
+#pragma unroll
+      for (uint32_t i = 0; i < kSlabRowBytes; i += 16)
+        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(tile + at + i), "r"(0) : "memory");
+    }
+  }
+}
+
 /// kInTurn: key blocks add to a query block's dq in the order of work, so that equal inputs give equal bits.
 template <typename T, int kDim, bool kInTurn>
 __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __grid_constant__ BackwardParams p) {
@@ -263,13 +285,15 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   // Pairs are two stages.
   const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48,
                  dout_empty = bars + 64;
-  const uint32_t dq_empty = bars + 80;
-  constexpr int kConsumers = 1, kSumsReady = 2;  // named barriers; the second has two stages
+  const uint32_t dq_empty = bars + 80, q_brought = bars + 96, dout_brought = bars + 104;  // the last two are the feeding warps' own
+  constexpr int kConsumers = 1, kSumsReady = 2;                                           // named barriers; the second has two stages
   auto* const ticket_word = reinterpret_cast<volatile int32_t*>(shared + Shared::kTicket);
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (threadIdx.x == 0) {
     barrier_init(kv_full, 1);
     barrier_init(kv_empty, 5);
+    barrier_init(q_brought, 1);
+    barrier_init(dout_brought, 1);
     for (uint32_t stage = 0; stage < 2; ++stage) {
       barrier_init(q_full + 8 * stage, 1);
       barrier_init(q_empty + 8 * stage, 2);
@@ -279,7 +303,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     }
     barrier_init_fence();
   }
-  // Rows that no box brings must be numbers: they are multiplied by zeros.
+  // Rows that no box brings must be numbers: products multiply them by zeros.
   if (p.query_bytes < static_cast<int32_t>(Shared::kQuerySlab)) {
     for (uint32_t i = threadIdx.x; i < 4 * Shared::kQueryTile / 16; i += kBackwardThreads)
       reinterpret_cast<uint4*>(shared + Shared::kQ)[i] = make_uint4(0, 0, 0, 0);
@@ -291,9 +315,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   if (group == 0) {
     registers_decrease<24>();
     const int warp = __shfl_sync(~0u, threadIdx.x / 32, 0);
-    // The query blocks of an item, of q or of dout, each with its 64 row terms.
-    const auto feed = [&](const BackwardWork& work, uint32_t& step, const TensorMaps& maps, const float* terms, uint32_t target,
-                          uint32_t terms_target, uint32_t full, uint32_t empty) {
+    uint32_t brought = 0;
+    // The query blocks of an item, of q or of dout, each with its 64 row terms. Rows of other tiles and past the length may be anything,
+    // and products multiply them by zeros: where a block brings such rows, they are cleared before the consumers are told.
+    const auto feed = [&](const BackwardWork& work, uint32_t& step, const TensorMaps& maps, const float* terms, const QueryStages& to) {
 #pragma unroll 1
       for (int32_t v = 0; v < work.item.visits; ++v) {
         const BackwardVisit visit = p.tables.visit[work.item.first_visit + v];
@@ -301,13 +326,23 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         for (int32_t b = visit.first_block; b < visit.first_block + visit.blocks; ++b, ++step) {
           const uint32_t stage = step & 1;
           const Block& block = p.tables.query_block[b];
-          barrier_wait(empty + 8 * stage, ((step >> 1) & 1) ^ 1);
-          const int32_t bytes = (block.flags & kBlockExtra) != 0 ? p.query_extra_bytes : p.query_bytes;
-          barrier_arrive_expect(full + 8 * stage, bytes * (kDim / 64) + Shared::kRowTerms);
-          copy_block<T, kDim>(target + stage * Shared::kQueryTile, Shared::kQuerySlab, maps, full + 8 * stage, block, work);
-          bulk_load(terms_target + stage * Shared::kRowTerms,
-                    terms + (static_cast<int64_t>(work.sheet) * p.tables.query_blocks + b) * kBackwardQueryRows, Shared::kRowTerms,
-                    full + 8 * stage);
+          const uint32_t target = to.tile + stage * Shared::kQueryTile, full = to.full + 8 * stage;
+          const bool extra = (block.flags & kBlockExtra) != 0;
+          const int32_t bytes = (extra ? p.query_extra_bytes : p.query_bytes) * (kDim / 64);
+          const int32_t in_use = extra && p.query_lengths != nullptr ? p.query_lengths[work.batch] - block.w : kBackwardQueryRows;
+          const bool clear = (block.flags & kBlockClear) != 0 || in_use < kBackwardQueryRows;
+          barrier_wait(to.empty + 8 * stage, ((step >> 1) & 1) ^ 1);
+          barrier_arrive_expect(clear ? to.brought : full, clear ? bytes : bytes + Shared::kRowTerms);
+          copy_block<T, kDim>(target, Shared::kQuerySlab, maps, clear ? to.brought : full, block, work);
+          if (clear) {
+            barrier_wait(to.brought, brought & 1);
+            ++brought;
+            clear_query_rows<kDim>(target, block, in_use);
+            fence_async_shared();
+            barrier_arrive_expect(full, Shared::kRowTerms);
+          }
+          bulk_load(to.terms + stage * Shared::kRowTerms,
+                    terms + (static_cast<int64_t>(work.sheet) * p.tables.query_blocks + b) * kBackwardQueryRows, Shared::kRowTerms, full);
         }
       }
     };
@@ -328,12 +363,12 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
             barrier_arrive(kv_full);
             continue;
           }
-          const Block& block = p.tables.key_block[work.item.key_block];
+          const Block block = p.tables.key_block[work.item.key_block];
           const int32_t bytes = (block.flags & kBlockExtra) != 0 ? p.key_extra_bytes : p.key_bytes;
           barrier_arrive_expect(kv_full, 2 * bytes * (kDim / 64));
           copy_block<T, kDim>(base + Shared::kK, Shared::kKeySlab, p.k, kv_full, block, work);
           copy_block<T, kDim>(base + Shared::kV, Shared::kKeySlab, p.v, kv_full, block, work);
-          feed(work, step, p.q, p.lse2, base + Shared::kQ, base + Shared::kLse, q_full, q_empty);
+          feed(work, step, p.q, p.lse2, {base + Shared::kQ, base + Shared::kLse, q_full, q_empty, q_brought});
         }
       }
     } else if (warp != 2) {
@@ -391,7 +426,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
           if (ticket < 0) break;
           const BackwardWork work = work_of(p, ticket);
           barrier_arrive(kv_empty);
-          feed(work, step, p.dout, p.delta, base + Shared::kDout, base + Shared::kDelta, dout_full, dout_empty);
+          feed(work, step, p.dout, p.delta, {base + Shared::kDout, base + Shared::kDelta, dout_full, dout_empty, dout_brought});
         }
       }
     }
