@@ -27,10 +27,6 @@ def kernels(device: Literal["cpu", "cuda"] = "cpu", direction: Literal["forward"
     return [Kernel(*kernel) for kernel in _core.kernels(device, direction)]
 
 
-# Until the CPU kernels are in the library, gradients on the CPU come from the reference: this line is all that knows.
-CPU_FALLBACK = {direction: "" if _core.kernels("cpu", direction) else "reference" for direction in ("forward", "backward")}
-
-
 def _describe(array: Any) -> Any:
     # numpy has no bfloat16 of its own; the one that jax brings (ml_dtypes) does not go through DLPack.
     if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
@@ -38,10 +34,6 @@ def _describe(array: Any) -> Any:
             raise ValueError("a bfloat16 array has strides that are no multiple of its element size")
         return array.ctypes.data, "bf16", -1, array.shape, tuple(stride // 2 for stride in array.strides)
     return array
-
-
-def _is_host(array: Any) -> bool:
-    return isinstance(array, np.ndarray) or array.__dlpack_device__()[0] == 1
 
 
 def _empty_like(array: Any, shape: tuple[int, ...], float32: bool = False) -> Any:
@@ -98,8 +90,6 @@ def attention_forward(
         out = _empty_like(q, tuple(q.shape))
     if lse is None and len(q.shape) == 4:
         lse = _empty_like(q, _lse_shape(tuple(q.shape), layout), float32=True)
-    if not kernel and _is_host(q):
-        kernel = CPU_FALLBACK["forward"]
     call = _call(layout, scale, key_lengths, kernel, stream)
     _core.forward((*described, _describe(out), lse), plan.core, call)
     return out, lse
@@ -125,8 +115,6 @@ def attention_backward(
     Shapes, types and errors as there.
     """
     grads = tuple(_empty_like(array, tuple(array.shape)) for array in (q, k, v))
-    if not kernel and _is_host(q):
-        kernel = CPU_FALLBACK["backward"]
     arrays = (*(_describe(a) for a in (q, k, v, out)), lse, *(_describe(a) for a in (dout, *grads)))
     _core.backward(arrays, plan.core, _call(layout, scale, key_lengths, kernel, stream))
     return grads

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 import torch
 
 from . import _core
-from .attention import CPU_FALLBACK, Layout
+from .attention import Layout
 from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
 
 __all__ = ["attention", "sliding_tile_attention"]
@@ -29,13 +29,20 @@ _library.define(
 
 def _describe(tensor: torch.Tensor) -> tuple:
     """What the extension reads: cheaper than DLPack, and without its synchronisation of streams."""
-    device = tensor.device
-    index = device.index if device.type == "cuda" else -1
+    index = tensor.get_device() if tensor.is_cuda else -1
     return tensor.data_ptr(), _NAMES.get(tensor.dtype, "other"), index, tensor.shape, tensor.stride()
 
 
+def _stream_of(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# The same number without an object around it, where this build of torch has it.
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
+
+
 def _plan(plan: torch.Tensor) -> _core.Plan:
-    if plan.device.type != "cpu":
+    if not plan.is_cpu:
         raise ValueError(f"plan: a plan's bytes are on {plan.device}, expected the host: attention puts a copy on the GPU itself, once")
     return _core.plan_of(_describe(plan))
 
@@ -54,19 +61,17 @@ def _run(function, arrays: tuple, plan: torch.Tensor, key_lengths, options: tupl
     q = arrays[0]
     lengths = None if key_lengths is None else _describe(key_lengths)
     described = tuple(_describe(array) for array in arrays)
-    if q.device.type != "cuda":
-        fallback = CPU_FALLBACK["forward" if function is _core.forward else "backward"]
-        function(described, _plan(plan), (layout, scale, lengths, kernel or fallback, 0, None))
+    if not q.is_cuda:
+        function(described, _plan(plan), (layout, scale, lengths, kernel, 0, None))
         return
     workspace = []
 
     def allocate(size: int) -> int:
-        workspace.append(torch.empty(size, dtype=torch.uint8, device=q.device))
+        workspace.append(q.new_empty((size,), dtype=torch.uint8))
         return workspace[0].data_ptr()
 
-    with torch.cuda.device(q.device):
-        stream = torch.cuda.current_stream(q.device).cuda_stream
-        function(described, _plan(plan), (layout, scale, lengths, kernel, stream, allocate))
+    # The library itself makes q's device current for its launches.
+    function(described, _plan(plan), (layout, scale, lengths, kernel, _current_stream(q.get_device()), allocate))
 
 
 def _require_rank(q: torch.Tensor) -> None:
@@ -118,6 +123,35 @@ def _differentiate(ctx, dout, _):
     q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
     grads = torch.ops.slidetile.attention_backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
     return *grads, None, None, None, None, None
+
+
+class _Direct(torch.autograd.Function):
+    """The operators' autograd without the dispatcher between: a third of its host time."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, plan, key_lengths, scale, layout, kernel):
+        out, lse = _forward(q, k, v, plan, key_lengths, scale, layout, kernel)
+        _setup_context(ctx, (q, k, v, plan, key_lengths, scale, layout, kernel), (out, lse))
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        if torch.is_grad_enabled() or not _plain(dout):  # create_graph: the operator says no to second derivatives when they are asked for
+            return _differentiate(ctx, dout, dlse)
+        q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
+        grads = _backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
+        return *grads, None, None, None, None, None
+
+
+def _plain(*tensors: torch.Tensor) -> bool:
+    """Nobody but the CPU or GPU would see these tensors' operators: no mode, transform, tracer or subclass."""
+    return (
+        all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and (tensor.is_cuda or tensor.is_cpu) for tensor in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def _refuse_second(ctx, *_):
@@ -195,7 +229,13 @@ def attention(
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if key_lengths is not None:
         key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
-    out, lse = torch.ops.slidetile.attention_forward(q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel)
+    arguments = q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel
+    if torch.compiler.is_compiling() or not _plain(q, k, v):
+        out, lse = torch.ops.slidetile.attention_forward(*arguments)
+    elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        out, lse = _Direct.apply(*arguments)
+    else:
+        out, lse = _forward(*arguments)
     return (out, lse) if return_lse else out
 
 
