@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from problem import Case, Problem  # noqa: E402
 
 PEERS = [
-    "slidetile_peer", "slidetile_dense", "sdpa_cudnn", "sdpa_flash", "sdpa_default", "flex_attention", "flash_attention4", "sta_kernel",
+    "slidetile_peer", "slidetile_dense", "flex_attention", "sdpa_cudnn", "sdpa_flash", "sdpa_default", "flash_attention4", "sta_kernel",
     "natten_peer",
 ]  # fmt: skip
 
@@ -42,7 +42,7 @@ SMALL = [
 ]
 
 
-def measure(function, device: str, seconds: float = 1.5) -> float:
+def measure(function, device: str, seconds: float) -> float:
     """Seconds a call in steady state."""
     if device == "cpu":
         function()
@@ -62,27 +62,28 @@ def measure(function, device: str, seconds: float = 1.5) -> float:
         return begin.elapsed_time(end) / 1e3 / count
 
     function()
-    once = max(timed(2), 1e-6)
-    warm, count = (max(3, min(n, int(seconds / once))) for n in (25, 40))
+    once = max(timed(1), 1e-6)
+    warm, count = (min(n, int(seconds / once)) for n in (25, 40))
     for _ in range(warm):
         function()
-    return timed(count)
+    return timed(max(count, 1))
 
 
 class Matmul:
     """The machine's own rate, measured beside each peer."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, seconds: float):
+        self.seconds = seconds
         n = 8192 if problem.device == "cuda" else 512
         self.flops, self.device = 2.0 * n**3, problem.device
         self.a, self.b = (torch.randn(n, n, device=problem.device, dtype=problem.dtype) for _ in range(2))
 
     def rate(self) -> float:
-        return self.flops / measure(lambda: self.a @ self.b, self.device, 0.7)
+        return self.flops / measure(lambda: self.a @ self.b, self.device, self.seconds)
 
 
-def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
-    rows, matmul = [], Matmul(problem)
+def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float) -> list[dict]:
+    rows, matmul = [], Matmul(problem, seconds / 2)
     for name in peers:
         peer = importlib.import_module(name)
         row = {"case": problem.name, "peer": peer.NAME, "direction": "backward" if backward else "forward"}
@@ -95,7 +96,7 @@ def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
             if reason:
                 row["skipped"] = reason
                 continue
-            error = problem.check_gradients(case.backward()) if backward else problem.check(case.forward(), case.dense)
+            error = problem.check_gradients(case.backward(), case.dense) if backward else problem.check(case.forward(), case.dense)
             row["relative_error"] = error
             if not error < case.tolerance * (2 if backward else 1):
                 row["failed"] = f"relative error {error:.2e}"
@@ -106,10 +107,10 @@ def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
             times, rates = [], []
             for _ in range(2):
                 rates.append(matmul.rate())
-                times.append(measure(case.backward if backward else case.forward, problem.device))
-            seconds, rate = min(times), sum(rates) / 2
-            row |= {"ms": [t * 1e3 for t in times], "flops_per_s": flops / seconds, "matmul_flops_per_s": rate,
-                    "of_matmul": flops / seconds / rate}  # fmt: skip
+                times.append(measure(case.backward if backward else case.forward, problem.device, seconds))
+            best, rate = min(times), sum(rates) / 2
+            row |= {"ms": [t * 1e3 for t in times], "flops_per_s": flops / best, "matmul_flops_per_s": rate,
+                    "of_matmul": flops / best / rate}  # fmt: skip
         except Exception as error:  # a peer that fails is a row of the table, not the end of it
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
         if problem.device == "cuda":
@@ -140,6 +141,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--peer", action="append", choices=PEERS, help="only these peers; may be repeated")
     parser.add_argument("--backward", action="store_true", help="gradients too")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for one timing (default: 1.5)")
     parser.add_argument("--smoke", action="store_true", help="small problems on the CPU: does it all run?")
     options = parser.parse_args()
     cases = SMALL if options.smoke else CASES
@@ -150,7 +152,7 @@ def main() -> None:
     rows = []
     for problem in cases:
         for backward in (False, True) if options.backward else (False,):
-            new = run_case(problem, options.peer or PEERS, backward)
+            new = run_case(problem, options.peer or PEERS, backward, options.seconds)
             show(new)
             rows += new
             if options.json:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Union
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Union
 
 import numpy as np
 
@@ -94,10 +94,14 @@ class Plan:
     by content, can be pickled, and are kept on a GPU after the first call there.
     """
 
+    _as_tensor: Callable[[np.ndarray], Any] | None = None  # slidetile.torch sets it
+
     def __init__(self, core: _core.Plan):
         self.core = core
         self.data = core.bytes()
         """uint8 [n]: the plan as bytes. It is how a plan enters a compiled graph: as a tensor."""
+        self.tensor = None if Plan._as_tensor is None else Plan._as_tensor(self.data)
+        """``data`` as a tensor of torch, where slidetile.torch is in use."""
         self.query_tokens: int = core.query_tokens
         """Tokens of a query sequence, extra ones included."""
         self.key_tokens: int = core.key_tokens

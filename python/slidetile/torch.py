@@ -6,6 +6,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 
 from . import _core
@@ -31,6 +32,16 @@ def _describe(tensor: torch.Tensor) -> tuple:
     """What the extension reads: cheaper than DLPack, and without its synchronisation of streams."""
     index = tensor.get_device() if tensor.is_cuda else -1
     return tensor.data_ptr(), _NAMES.get(tensor.dtype, "other"), index, tensor.shape, tensor.stride()
+
+
+def _plan_tensor(data: np.ndarray) -> torch.Tensor:
+    with torch.inference_mode(False):
+        tensor = torch.from_numpy(data)
+    tensor._dynamo_weak_dynamic_indices = {0}  # compile for plans of any size at once (torch._dynamo.maybe_mark_dynamic)
+    return tensor
+
+
+Plan._as_tensor = staticmethod(_plan_tensor)
 
 
 def _stream_of(device: int) -> int:
@@ -220,7 +231,9 @@ def attention(
     Raises ValueError for tensors that do not fit each other or the plan, NotImplementedError where no kernel can run the problem and for
     second derivatives.
     """
-    data = torch.from_numpy(plan.data) if isinstance(plan, Plan) else plan
+    data = plan
+    if isinstance(plan, Plan):
+        data = torch.from_numpy(plan.data) if plan.tensor is None else plan.tensor
     if not isinstance(data, torch.Tensor):
         raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
     device_type = q.device.type
