@@ -237,6 +237,7 @@ class Bench:
         if self.dense is not None:
             row["speed_up"] = self.dense.seconds / seconds
         self.rows.append(row)
+        print(f"  {name}: {seconds * self.case.passes:.3f} s a step", file=sys.stderr, flush=True)
 
     def run_dense(self) -> None:
         """With each fast backend; the best is what the others are compared to."""
@@ -301,6 +302,15 @@ def show(rows: list[dict]) -> None:
         print("  ".join(parts), flush=True)
 
 
+def commit() -> str:
+    """Of the tree around this file; empty where there is none."""
+    try:
+        asked = ["git", "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent).stdout.strip()
+    except OSError:
+        return ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=pathlib.Path, help="also write the rows to this file")
@@ -315,9 +325,8 @@ def main() -> None:
     diffusers.utils.logging.set_verbosity_error()
     if not options.smoke and not torch.cuda.is_available():
         parser.error("needs a GPU of 80 GB; --smoke runs tiny models without one")
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent)
     stamp = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "torch": torch.__version__,
-             "diffusers": diffusers.__version__, "commit": commit.stdout.strip(), "compiled": options.compile}  # fmt: skip
+             "diffusers": diffusers.__version__, "commit": commit(), "compiled": options.compile}  # fmt: skip
     rows = []
     for case in SMOKE if options.smoke else CASES:
         if options.case and not any(part in case.name for part in options.case):

@@ -28,8 +28,8 @@ PEERS = [
 ]  # fmt: skip
 
 CASES = [
-    Problem("3x3x3"),
-    Problem("5x5x5", window=(5, 5, 5)),
+    Problem("canvas 30x48x80, 3x3x3"),
+    Problem("canvas 30x48x80, 5x5x5", window=(5, 5, 5)),
     Problem("3x3x3 with text", text=256),
     Problem("wan 69 frames 3x3x3", canvas=(18, 48, 80), heads=40),
     Problem("hunyuan 720p with text", canvas=(33, 45, 80), text=256),
@@ -130,9 +130,13 @@ def show(rows: list[dict]) -> None:
 
 
 def stamp() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent)
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent).stdout.strip()
+    except OSError:
+        commit = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "torch": torch.__version__, "commit": commit.stdout.strip()}
+    return {"device": device, "torch": torch.__version__, "commit": commit}
 
 
 def main() -> None:
