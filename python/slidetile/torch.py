@@ -13,7 +13,7 @@ from . import _core
 from .attention import Layout
 from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
 
-__all__ = ["attention", "sliding_tile_attention"]
+__all__ = ["attention", "merge", "sliding_tile_attention"]
 
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int32: "i32", torch.uint8: "u8"}
 
@@ -250,6 +250,32 @@ def attention(
     else:
         out, lse = _forward(*arguments)
     return (out, lse) if return_lse else out
+
+
+def merge(
+    out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor, *, layout: Layout = "bhsd"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two results over disjoint keys of the same queries as one, ``(out, lse)``, on any device; gradients flow to all four.
+
+    ``lse`` is float32 [batch, heads, tokens] as :func:`attention` returns it. Raises ValueError for tensors that do not fit each other.
+    """
+    heads, tokens = (1, 2) if layout == "bhsd" else (2, 1)
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f"layout: '{layout}', expected 'bhsd' or 'bshd'")
+    if out.dim() != 4 or other_out.shape != out.shape:
+        raise ValueError(f"merge: out is {tuple(out.shape)} and {tuple(other_out.shape)}, expected the same four axes")
+    rows = out.shape[0], out.shape[heads], out.shape[tokens]
+    if lse.shape != rows or other_lse.shape != rows:
+        raise ValueError(f"merge: lse is {tuple(lse.shape)} and {tuple(other_lse.shape)}, expected {rows} (batch, heads, tokens)")
+    both = torch.stack((lse.float(), other_lse.float()))
+    largest = both.detach().amax(0)
+    weights = (both - largest.where(largest > -torch.inf, 0)).exp()
+    total = weights.sum(0)
+    shares = weights / total.where(total > 0, 1)  # neither saw a key: out stays 0
+    if layout == "bshd":
+        shares = shares.transpose(2, 3)
+    merged = shares[0].unsqueeze(-1) * out + shares[1].unsqueeze(-1) * other_out
+    return merged.to(out.dtype), largest + total.log()
 
 
 @torch.compiler.assume_constant_result

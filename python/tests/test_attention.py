@@ -125,6 +125,69 @@ def test_merge():
     np.testing.assert_allclose(parts[0][1], want_lse, atol=2e-6)
 
 
+def test_merge_of_tensors():
+    torch = pytest.importorskip("torch")
+    from slidetile.torch import merge as merged
+
+    q, k, v = arrays()
+    out, lse = attention_forward(q, k, v, PLAN)
+    other, other_lse = attention_forward(q, k[:, :, ::-1].copy(), v, PLAN)
+    lse[0, 0, :3] = -np.inf  # no key in one of them, then in both
+    other_lse[0, 0, :2] = -np.inf
+    out[0, 0, :3], other[0, 0, :2] = 0, 0
+    for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+        tensors = [torch.from_numpy(x.copy()).to(device) for x in (out, lse, other, other_lse)]
+        result = merged(*tensors)
+        merge(*tensors)
+        for got, want in zip(tensors[:2], result, strict=True):
+            torch.testing.assert_close(got, want)
+        swapped = merged(tensors[0].transpose(1, 2), tensors[1], tensors[2].transpose(1, 2), tensors[3], layout="bshd")
+        again = merged(*tensors)
+        torch.testing.assert_close(swapped[0].transpose(1, 2), again[0])
+        assert (result[0][0, 0, :2] == 0).all() and torch.isneginf(result[1][0, 0, :2]).all()
+        assert torch.equal(result[0][0, 0, 2], tensors[2][0, 0, 2])
+    with pytest.raises(ValueError, match="lse is"):
+        merged(tensors[0], tensors[1][:1], tensors[2], tensors[3])
+
+
+def test_cuda_arrays():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    q, k, v, dout = arrays(count=4)
+    want, want_lse = attention_forward(q, k, v, PLAN)
+    grads = attention_backward(dout, q, k, v, want, want_lse, PLAN)
+    makers = [lambda x: torch.from_numpy(x).cuda()]
+    try:
+        import cupy
+
+        makers.append(cupy.asarray)
+    except ImportError:
+        pass
+    for make in makers:
+        on_device = [make(x) for x in (q, k, v, dout)]
+        out, lse = attention_forward(*on_device[:3], PLAN)
+        assert type(out) is type(on_device[0])
+        results = (out, lse, *attention_backward(on_device[3], *on_device[:3], out, lse, PLAN))
+        for got, expected in zip(results, (want, want_lse, *grads), strict=True):
+            got = got.cpu().numpy() if isinstance(got, torch.Tensor) else got.get()
+            np.testing.assert_allclose(got, expected, atol=2e-3)
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    out, _ = attention_forward(*(torch.from_numpy(x).cuda() for x in (q, k, v)), PLAN, stream=side.cuda_stream)
+    torch.cuda.synchronize()
+    np.testing.assert_allclose(out.cpu().numpy(), want, atol=2e-3)
+
+
+def test_tensors_that_require_grad():
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(x) for x in arrays())
+    with pytest.raises(ValueError, match="slidetile.torch"):
+        attention_forward(q.requires_grad_(), k, v, PLAN)
+    with torch.no_grad():
+        attention_forward(q, k, v, PLAN)
+
+
 def test_kernels():
     for device in ("cpu", "cuda"):
         for direction in ("forward", "backward"):
