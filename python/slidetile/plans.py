@@ -189,6 +189,10 @@ class Plan:
         """The key tiles that a query tile reads, ascending."""
         return self.core.key_tiles(head, query_tile)
 
+    def keys(self, query_token: int, head: int = 0) -> np.ndarray:
+        """int32: the positions in the key sequence that the query at a position sees, ascending."""
+        return self.core.keys(head, query_token)
+
     def mask(self, head: int = 0) -> np.ndarray:
         """bool [query tokens, key tokens] in sequence order: what other attention functions call the mask. For tests and pictures."""
         return self.core.mask(head).view(np.bool_)
