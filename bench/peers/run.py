@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -82,12 +83,11 @@ class Matmul:
         return self.flops / measure(lambda: self.a @ self.b, self.device, self.seconds)
 
 
-def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float) -> list[dict]:
-    rows, matmul = [], Matmul(problem, seconds / 2)
+def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float) -> Iterator[dict]:
+    matmul = Matmul(problem, seconds / 2)
     for name in peers:
         peer = importlib.import_module(name)
         row = {"case": problem.name, "peer": peer.NAME, "direction": "backward" if backward else "forward"}
-        rows.append(row)
         try:
             reason = peer.why_not(problem)
             case: Case | None = None if reason else peer.prepare(problem)
@@ -95,11 +95,13 @@ def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float)
                 reason = "no backward here"
             if reason:
                 row["skipped"] = reason
+                yield row
                 continue
             error = problem.check_gradients(case.backward(), case.dense) if backward else problem.check(case.forward(), case.dense)
             row["relative_error"] = error
             if not error < case.tolerance * (2 if backward else 1):
                 row["failed"] = f"relative error {error:.2e}"
+                yield row
                 continue
             plan = problem.dense_plan if case.dense else problem.plan
             count = plan.backward_flops if backward else plan.forward_flops
@@ -115,18 +117,16 @@ def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float)
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
         if problem.device == "cuda":
             torch.cuda.empty_cache()
-    return rows
+        yield row
 
 
-def show(rows: list[dict]) -> None:
-    for row in rows:
-        head = f"{row['case']:24} {row['peer']:30} {row['direction']:9}"
-        if "ms" in row:
-            rates = f"{row['flops_per_s'] / 1e12:8.2f} TFLOP/s {row['of_matmul']:6.3f} of matmul"
-            print(f"{head} {min(row['ms']):9.3f} ms {rates}   error {row['relative_error']:.1e}")
-        else:
-            print(f"{head} {'FAILED ' + row['failed'] if 'failed' in row else '- ' + row['skipped']}")
-    sys.stdout.flush()
+def show(row: dict) -> None:
+    head = f"{row['case']:24} {row['peer']:30} {row['direction']:9}"
+    if "ms" in row:
+        rates = f"{row['flops_per_s'] / 1e12:8.2f} TFLOP/s {row['of_matmul']:6.3f} of matmul"
+        print(f"{head} {min(row['ms']):9.3f} ms {rates}   error {row['relative_error']:.1e}", flush=True)
+    else:
+        print(f"{head} {'FAILED ' + row['failed'] if 'failed' in row else '- ' + row['skipped']}", flush=True)
 
 
 def stamp() -> dict:
@@ -156,11 +156,11 @@ def main() -> None:
     rows = []
     for problem in cases:
         for backward in (False, True) if options.backward else (False,):
-            new = run_case(problem, options.peer or PEERS, backward, options.seconds)
-            show(new)
-            rows += new
-            if options.json:
-                options.json.write_text(json.dumps(stamp() | {"rows": rows}, indent=1))
+            for row in run_case(problem, options.peer or PEERS, backward, options.seconds):
+                show(row)
+                rows.append(row)
+                if options.json:
+                    options.json.write_text(json.dumps(stamp() | {"rows": rows}, indent=1))
         for name in ("tensors", "order", "inverse"):
             problem.__dict__.pop(name, None)  # free the memory of this case
     sys.exit(1 if options.smoke and any("failed" in row for row in rows) else 0)

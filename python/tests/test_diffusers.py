@@ -298,10 +298,8 @@ def wan_pipeline(**parts):
 
 def generate(pipe, steps=2, **options):
     generator = torch.Generator().manual_seed(1)
-    words = {
-        "prompt_embeds": torch.randn(1, 8, 16, generator=generator),
-        "negative_prompt_embeds": torch.randn(1, 8, 16, generator=generator),
-    }
+    words = {name: torch.randn(1, 8, 16, generator=generator) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    words = on(pipe._execution_device, words)
     size = {"height": 64, "width": 96, "num_frames": 17, "num_inference_steps": steps}
     return pipe(**words, **size, guidance_scale=5.0, generator=generator, **({"output_type": "latent"} | options)).frames
 

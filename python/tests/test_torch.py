@@ -347,12 +347,16 @@ def test_cuda_graph():
 def test_cuda_graph_of_a_training_step():
     plan = sliding_tile_plan("6x16x16", "1x1x2", "6x8x8", after=40)
     inputs = tensors(plan, "cuda", torch.bfloat16, head_dim=128)
-    want = gradients(lambda q, k, v: stt.attention(q, k, v, plan), *inputs)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):  # as PyTorch asks: autograd remembers streams
+        want = [x.detach().clone() for x in gradients(lambda q, k, v: stt.attention(q, k, v, plan), *inputs)]
+    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         got = gradients(lambda q, k, v: stt.attention(q, k, v, plan), *inputs)
-    for result in got:
-        result.zero_()
+    with torch.no_grad():
+        for result in got:
+            result.zero_()
     graph.replay()
     for result, expected in zip(got, want, strict=True):
         assert torch.equal(result, expected)
