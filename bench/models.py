@@ -3,7 +3,7 @@
 Transformers of diffusers from the released configurations, random weights in bf16: latency does not depend on the weights. Dense runs with
 each of PyTorch's fast SDPA backends and the best counts; padding masks are dropped for it, since the text is full. Attention's share is
 what a step costs beyond one whose attention calls return their values. HunyuanVideo: 1 pass a step (guidance is embedded); Wan: 2.
-Before a pass is timed, the model runs at its full shape with one block of each kind: that compiles and chooses algorithms.
+Before a pass is timed, the model runs at its full shape with two blocks of each kind: that compiles and chooses algorithms.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ LONG = 10.0
 
 # A few layers of a few channels, for --smoke.
 SMALL_HUNYUAN = HUNYUAN | {
-    "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "num_single_layers": 2, "num_refiner_layers": 1,
+    "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 3, "num_single_layers": 4, "num_refiner_layers": 1,
     "text_embed_dim": 32, "pooled_projection_dim": 16, "rope_axes_dim": (4, 6, 6),
 }  # fmt: skip
-SMALL_WAN = WAN | {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 32, "num_layers": 2}
+SMALL_WAN = WAN | {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 32, "num_layers": 4}
 
 
 @dataclass(frozen=True)
@@ -146,11 +146,11 @@ def attention_skipped():
 
 
 @contextmanager
-def one_block_of_each_kind(model: torch.nn.Module):
-    """The model with its stacks cut to their first block."""
+def two_blocks_of_each_kind(model: torch.nn.Module):
+    """The model with its stacks cut to two blocks: the first one's input can have other strides than the rest's."""
     stacks = {name: stack for name, stack in model.named_children() if name in STACKS}
     for name, stack in stacks.items():
-        setattr(model, name, torch.nn.ModuleList([stack[0]]))
+        setattr(model, name, torch.nn.ModuleList(list(stack)[:2]))
     try:
         yield
     finally:
@@ -176,7 +176,7 @@ def measure(model: torch.nn.Module, run: Callable[[], torch.Tensor], device: str
         if device == "cuda":
             torch.cuda.synchronize()
 
-    with one_block_of_each_kind(model):
+    with two_blocks_of_each_kind(model):
         run()
         wait()
     if device == "cuda":
@@ -205,8 +205,8 @@ LATER, ALL = "published strategy, later steps", "ours, all windows"
 class Bench:
     """One case: its model, its inputs, and the rows measured so far."""
 
-    def __init__(self, case: Case, options: argparse.Namespace):
-        self.case, self.options = case, options
+    def __init__(self, case: Case, options: argparse.Namespace, save: Callable[[list[dict]], None]):
+        self.case, self.options, self.save = case, options, save
         self.device, self.dtype = ("cpu", torch.float32) if options.smoke else ("cuda", torch.bfloat16)
         torch.manual_seed(0)
         self.model = build(case, self.device, self.dtype, options.layers)
@@ -238,6 +238,7 @@ class Bench:
         if self.dense is not None:
             row["speed_up"] = self.dense.seconds / seconds
         self.rows.append(row)
+        self.save(self.rows)
         print(f"  {name}: {seconds * self.case.passes:.3f} s a step", file=sys.stderr, flush=True)
 
     def run_dense(self) -> None:
@@ -330,15 +331,19 @@ def main() -> None:
         parser.error("needs a GPU of 80 GB; --smoke runs tiny models without one")
     stamp = {"device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "torch": torch.__version__,
              "diffusers": diffusers.__version__, "commit": commit(), "compiled": options.compile}  # fmt: skip
-    rows = []
+
+    def save(rows: list[dict]) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(stamp | {"rows": rows}, indent=1))
+
+    rows: list[dict] = []
     for case in SMOKE if options.smoke else CASES:
         if options.case and not any(part in case.name for part in options.case):
             continue
-        bench = Bench(case, options)
+        bench = Bench(case, options, lambda new: save(rows + new))
         for part in (bench.run_dense, bench.run_ours, bench.run_rest):
             part()
-            if options.json:
-                options.json.write_text(json.dumps(stamp | {"rows": rows + bench.rows}, indent=1))
+        save(rows + bench.rows)
         show(bench.rows)
         rows += bench.rows
         del bench
