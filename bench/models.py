@@ -340,7 +340,7 @@ def main() -> None:
     for case in SMOKE if options.smoke else CASES:
         if options.case and not any(part in case.name for part in options.case):
             continue
-        bench = Bench(case, options, lambda new: save(rows + new))
+        bench = Bench(case, options, lambda new, done=rows: save(done + new))
         for part in (bench.run_dense, bench.run_ours, bench.run_rest):
             part()
         save(rows + bench.rows)
