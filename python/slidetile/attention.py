@@ -40,6 +40,8 @@ def _describe(array: Any) -> Any:
         from .torch import _describe as describe_tensor
 
         return describe_tensor(array)
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(f"a {type(array).__name__}, expected an array that has DLPack (of numpy, torch, jax, cupy, ...)")
     # numpy has no bfloat16 of its own; the one that jax brings (ml_dtypes) does not go through DLPack.
     if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
         if not all(stride % 2 == 0 for stride in array.strides):
@@ -90,6 +92,12 @@ def _lse_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     return (shape[0], shape[1], shape[2]) if layout == "bhsd" else (shape[0], shape[2], shape[1])
 
 
+def _core_of(plan: Plan) -> _core.Plan:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
+    return plan.core
+
+
 def _call(layout: Layout, scale: float | None, key_lengths: Any, kernel: str, queue: tuple[int, Any]) -> tuple:
     if key_lengths is not None and isinstance(key_lengths, (list, tuple)):
         key_lengths = np.asarray(key_lengths, dtype=np.int32)
@@ -131,7 +139,7 @@ def attention_forward(
     if lse is None and len(q.shape) == 4:
         lse = _empty_like(q, _lse_shape(tuple(q.shape), layout), float32=True)
     call = _call(layout, scale, key_lengths, kernel, _queue(q, stream))
-    _core.forward((*described, _describe(out), None if lse is None else _describe(lse)), plan.core, call)
+    _core.forward((*described, _describe(out), None if lse is None else _describe(lse)), _core_of(plan), call)
     return out, lse
 
 
@@ -156,7 +164,7 @@ def attention_backward(
     """
     grads = tuple(_empty_like(array, tuple(array.shape)) for array in (q, k, v))
     arrays = tuple(_describe(array) for array in (q, k, v, out, lse, dout, *grads))
-    _core.backward(arrays, plan.core, _call(layout, scale, key_lengths, kernel, _queue(q, stream)))
+    _core.backward(arrays, _core_of(plan), _call(layout, scale, key_lengths, kernel, _queue(q, stream)))
     return grads
 
 

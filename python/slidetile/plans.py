@@ -23,7 +23,10 @@ def dim3(value: Dim) -> tuple[int, int, int]:
     """
     if isinstance(value, str):
         return tuple(_core.dim3(value))
-    axes = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
+    if isinstance(value, (int, np.integer)):
+        axes: tuple[Any, ...] = (value,)
+    else:
+        axes = tuple(value) if isinstance(value, Iterable) else ()
     if not 1 <= len(axes) <= 3 or not all(isinstance(axis, (int, np.integer)) for axis in axes):
         raise ValueError(f"extent {value!r}: expected a string such as '30x48x80' or one to three integers")
     if not all(-(2**31) <= axis < 2**31 for axis in axes):
@@ -32,7 +35,7 @@ def dim3(value: Dim) -> tuple[int, int, int]:
 
 
 def _is_one(value) -> bool:
-    if isinstance(value, (str, int, np.integer)):
+    if isinstance(value, (str, int, np.integer)) or not isinstance(value, Iterable):
         return True
     value = list(value)
     return len(value) > 0 and all(isinstance(axis, (int, np.integer)) for axis in value)

@@ -236,6 +236,8 @@ def attention(
         data = torch.from_numpy(plan.data) if plan.tensor is None else plan.tensor
     if not isinstance(data, torch.Tensor):
         raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
+    if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
+        raise TypeError(f"q, k, v: {type(q).__name__}, {type(k).__name__}, {type(v).__name__}, expected torch.Tensor")
     device_type = q.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
@@ -244,6 +246,8 @@ def attention(
         key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
     arguments = q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel
     if torch.compiler.is_compiling() or not _plain(q, k, v):
+        if not q.device == k.device == v.device:
+            raise ValueError(f"q, k, v: on {q.device}, {k.device}, {v.device}, expected one device")
         out, lse = torch.ops.slidetile.attention_forward(*arguments)
     elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         out, lse = _Direct.apply(*arguments)
@@ -312,8 +316,8 @@ def sliding_tile_attention(
 
     Raises ValueError for tokens that do not match ``seq_shape`` and ``text_length``.
     """
-    extents = [int(axis) for axis in seq_shape.split("x")]
-    if len(extents) != 3:
+    extents = [int(axis) if axis.isdecimal() else 0 for axis in seq_shape.split("x")]
+    if len(extents) != 3 or min(extents) < 1:
         raise ValueError(f"seq_shape is '{seq_shape}', expected three extents such as '30x48x80'")
     canvas, tokens = extents[0] * extents[1] * extents[2], q.shape[2]
     text = tokens - canvas

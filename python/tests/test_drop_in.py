@@ -84,6 +84,7 @@ def test_one_graph():
         (([(1, 1, 1)] * 3, 7, True, "6x8x16"), "2 heads, the plan has 3"),
         (([(0, 1, 1)] * 2, 7, True, "6x8x16"), "0x1x1"),
         (([(1, 1, 1)] * 2, 7, True, "6x8"), "6x8"),
+        (([(1, 1, 1)] * 2, 7, True, "6xax8"), "expected three extents"),
     ],
 )
 def test_bad_input(arguments, message):

@@ -145,3 +145,11 @@ def test_keys_are_rows_of_the_mask(plan):
     if plan.heads > 1:
         with pytest.raises(ValueError, match="head 9"):
             plan.keys(0, 9)
+
+
+@pytest.mark.parametrize("extent", [None, 1.5, (1.5, 1, 1), (1, 2, 3, 4), "axb", (), object()])
+def test_extents_that_are_none(extent):
+    with pytest.raises(ValueError, match="ext|empty"):
+        sliding_tile_plan("6x8x8", extent)
+    with pytest.raises(ValueError, match="ext"):
+        sliding_tile_plan(extent, "1x1x1")

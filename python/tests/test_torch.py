@@ -307,6 +307,8 @@ Q = torch.randn(1, 2, 32, 8)
         (lambda: stt.attention(Q[:, :, :31], Q, Q, P), ValueError, "q has 31 tokens, the plan covers 32"),
         (lambda: stt.attention(Q, Q, Q, P, layout="sbhd"), ValueError, "sbhd"),
         (lambda: stt.attention(Q, Q, Q, "plan"), TypeError, "expected slidetile.Plan"),
+        (lambda: stt.attention([1.0], Q, Q, P), TypeError, "list, Tensor, Tensor, expected torch.Tensor"),
+        (lambda: stt.attention(Q, Q.to("meta"), Q, P), ValueError, "on cpu, meta, cpu, expected one device"),
         (lambda: stt.attention(Q, Q, Q, torch.zeros(64, dtype=torch.uint8)), ValueError, "not a plan"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[31]), ValueError, "key length 31"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[32, 32]), ValueError, "key_lengths"),
