@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -79,13 +80,14 @@ def bench(
             error = problem.error(direction, run)
             if not error < tolerance:
                 raise RuntimeError(f"{name}, {direction}: relative error {error:.2e}, expected less than {tolerance:.0e}")
-            median = _median_seconds(lambda direction=direction, name=name: run.seconds(direction, name), seconds)
+            median = _median_seconds(functools.partial(run.seconds, direction, name), seconds)
             rows.append(BenchRow(name, direction, median * 1e3, flops / median, error, ""))
     return rows
 
 
 def _median_seconds(timed: Callable[[], float], seconds: float) -> float:
-    begin, times = time.perf_counter(), []
+    begin = time.perf_counter()
+    times: list[float] = []
     while time.perf_counter() - begin < _WARM * seconds:
         timed()
     while not times or time.perf_counter() - begin < seconds:
@@ -167,10 +169,10 @@ class _Run:
 
     def call(self, direction: str, kernel: str) -> None:
         if direction == "forward":
-            names, function = ("q", "k", "v", "out", "lse"), _core.forward
+            names, function = "q k v out lse", _core.forward
         else:
-            names, function = ("q", "k", "v", "out", "lse", "dout", "dq", "dk", "dv"), _core.backward
-        function(tuple(self.described[name] for name in names), self.plan.core, ("bhsd", 0.0, None, kernel, *self.queue()))
+            names, function = "q k v out lse dout dq dk dv", _core.backward
+        function(tuple(self.described[name] for name in names.split()), self.plan.core, ("bhsd", 0.0, None, kernel, *self.queue()))
 
     def place(self, values: np.ndarray) -> Any:
         return values

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union, cast
 
 import numpy as np
 
@@ -16,13 +16,18 @@ DEFAULT_TILE = (6, 8, 8)
 """The tile that windows of video are counted in unless another is given: 384 tokens."""
 
 
+def three(values: Iterable[int]) -> tuple[int, int, int]:
+    t, h, w = values
+    return t, h, w
+
+
 def dim3(value: Dim) -> tuple[int, int, int]:
     """``(t, h, w)`` of a string such as ``"30x48x80"``, an integer, or one to three integers.
 
     Raises ValueError for anything else.
     """
     if isinstance(value, str):
-        return tuple(_core.dim3(value))
+        return three(_core.dim3(value))
     if isinstance(value, (int, np.integer)):
         axes: tuple[Any, ...] = (value,)
     else:
@@ -31,7 +36,7 @@ def dim3(value: Dim) -> tuple[int, int, int]:
         raise ValueError(f"extent {value!r}: expected a string such as '30x48x80' or one to three integers")
     if not all(-(2**31) <= axis < 2**31 for axis in axes):
         raise ValueError(f"extent {value!r}: every integer must be less than 2^31")
-    return (1,) * (3 - len(axes)) + tuple(int(axis) for axis in axes)
+    return three((1,) * (3 - len(axes)) + tuple(int(axis) for axis in axes))
 
 
 def _is_one(value) -> bool:
@@ -43,8 +48,8 @@ def _is_one(value) -> bool:
 
 def _per_head(value: Dim | Iterable[Dim], what: str) -> list[tuple[int, int, int]]:
     if _is_one(value):
-        return [dim3(value)]
-    windows = [dim3(window) for window in value]
+        return [dim3(cast(Dim, value))]
+    windows = [dim3(window) for window in cast(Iterable[Dim], value)]
     if not windows:
         raise ValueError(f"{what}: an empty list, expected one window for all heads or one per head")
     return windows
@@ -68,7 +73,7 @@ class Grid:
     def __init__(self, canvas: Dim, tile: Dim = DEFAULT_TILE):
         self.canvas = dim3(canvas)
         self.tile = dim3(tile)
-        self.tiles = tuple(_core.grid_tiles(self.canvas, self.tile))
+        self.tiles = three(_core.grid_tiles(self.canvas, self.tile))
 
     @property
     def tokens(self) -> int:
@@ -120,22 +125,22 @@ class Plan:
     @property
     def canvas(self) -> tuple[int, int, int]:
         """The queries' canvas in tokens; 0x0x0 if they have none."""
-        return tuple(self.core.canvas)
+        return three(self.core.canvas)
 
     @property
     def tile(self) -> tuple[int, int, int]:
         """Extent of a tile in tokens."""
-        return tuple(self.core.tile)
+        return three(self.core.tile)
 
     @property
     def grid_tiles(self) -> tuple[int, int, int]:
         """Tiles along each axis of the canvas."""
-        return tuple(self.core.grid_tiles)
+        return three(self.core.grid_tiles)
 
     @property
     def extra(self) -> tuple[int, int]:
         """Tokens before and after the canvas in the queries' sequence."""
-        return tuple(self.core.extra)
+        return self.core.extra
 
     @property
     def query_tiles(self) -> int:

@@ -37,7 +37,8 @@ def _describe(tensor: torch.Tensor) -> tuple:
 def _plan_tensor(data: np.ndarray) -> torch.Tensor:
     with torch.inference_mode(False):
         tensor = torch.from_numpy(data)
-    tensor._dynamo_weak_dynamic_indices = {0}  # compile for plans of any size at once (torch._dynamo.maybe_mark_dynamic)
+    # Compile for plans of any size at once: what torch._dynamo.maybe_mark_dynamic does.
+    tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
     return tensor
 
 
