@@ -39,7 +39,7 @@ def test_types(tmp_path):
     package = pathlib.Path(slidetile.__file__).parent
     shutil.copytree(package, tmp_path / "slidetile", ignore=shutil.ignore_patterns("*.so", "__pycache__"))  # alone: not what is beside it
     command = [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), "--no-site-packages", "--ignore-missing-imports"]
-    said = subprocess.run([*command, str(file)], capture_output=True, text=True, cwd=tmp_path, timeout=300).stdout
-    wrong = sorted(int(line.split(":")[1]) for line in said.splitlines() if line.startswith(str(file)) and ": error:" in line)
+    said = subprocess.run([*command, "user.py"], capture_output=True, text=True, cwd=tmp_path, timeout=300).stdout
+    wrong = sorted(int(line.split(":")[1]) for line in said.splitlines() if line.startswith("user.py") and ": error:" in line)
     first = GOOD.count("\n") + 1
     assert wrong == list(range(first, first + len(BAD))), said
