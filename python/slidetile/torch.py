@@ -155,11 +155,16 @@ class _Direct(torch.autograd.Function):
         return *grads, None, None, None, None, None
 
 
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
 def _plain(*tensors: torch.Tensor) -> bool:
     """Nobody but the CPU or GPU would see these tensors' operators: no mode, transform, tracer or subclass."""
+    for tensor in tensors:
+        if not (type(tensor) in _PLAIN_TYPES and (tensor.is_cuda or tensor.is_cpu)):
+            return False
     return (
-        all(type(tensor) in (torch.Tensor, torch.nn.Parameter) and (tensor.is_cuda or tensor.is_cpu) for tensor in tensors)
-        and torch._C._len_torch_dispatch_stack() == 0
+        torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None
         and torch._C._get_tracing_state() is None
         and torch.autograd.forward_ad._current_level < 0
