@@ -6,6 +6,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <tuple>
@@ -172,6 +173,29 @@ std::vector<int32_t> key_tiles(SharedPlan& shared, int64_t head, int32_t query_t
   return {plan.key_tile.begin() + plan.row_first(row), plan.key_tile.begin() + plan.row_last(row)};
 }
 
+// Positions of the keys that one query sees, ascending.
+nb::object keys_of(SharedPlan& shared, int64_t head, int64_t query_token) {
+  const Plan& plan = shared.plan();
+  require(head >= 0 && (plan.heads() == 1 || head < plan.heads()), "keys: head ", head, ", the plan has ", plan.heads());
+  const auto found = std::find(plan.query.token.begin(), plan.query.token.end(), query_token);
+  require(found != plan.query.token.end(), "keys: query token ", query_token, ", the plan has ", plan.query.tokens());
+  const auto place = static_cast<int32_t>(found - plan.query.token.begin());
+  const auto next = std::upper_bound(plan.query.tile_begin.begin(), plan.query.tile_begin.end(), place);
+  const auto tile = static_cast<int32_t>(next - plan.query.tile_begin.begin()) - 1;
+  const int32_t row = plan.row(head, tile), i = place - *std::prev(next);
+  std::vector<int32_t> keys;
+  for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
+    const int32_t k = plan.key_tile[static_cast<size_t>(entry)], size = plan.key.tile_size(k), mask = plan.mask(entry);
+    const uint64_t* words = mask < 0 ? nullptr : &plan.mask_words[static_cast<size_t>(plan.mask_begin[mask] + i * ((size + 63) / 64))];
+    for (int32_t j = 0; j < size; ++j) {
+      if (words == nullptr || (words[j / 64] >> (j % 64) & 1) != 0) keys.push_back(plan.key.token[plan.key.tile_begin[k] + j]);
+    }
+  }
+  std::sort(keys.begin(), keys.end());
+  const size_t size = keys.size();
+  return numpy_of(std::move(keys), {size});
+}
+
 nb::object bytes_of(SharedPlan& shared) {
   std::vector<uint8_t> bytes = to_bytes(shared.plan());
   const size_t size = bytes.size();
@@ -223,6 +247,7 @@ void bind_plans(nb::module_& module) {
       .def_prop_ro("extra", [](SharedPlan& p) { return std::pair(p.plan().query.extra.before, p.plan().query.extra.after); })
       .def("key_tiles", key_tiles, nb::arg("head"), nb::arg("query_tile"))
       .def("mask", mask_of, nb::arg("head"))
+      .def("keys", keys_of, nb::arg("head"), nb::arg("query_token"))
       .def("bytes", bytes_of)
       .def("transpose", [](SharedPlan& p) { return remember(Plan(p.transposed())); })
       .def("union", [](SharedPlan& a, SharedPlan& b) { return remember(plan_union(a.plan(), b.plan())); });

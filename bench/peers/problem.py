@@ -113,21 +113,22 @@ class Problem:
             right += float(want.square().sum())
         return (wrong / right) ** 0.5
 
-    def check_gradients(self, grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], columns: int = 3) -> float:
+    def check_gradients(self, grads: tuple[torch.Tensor, torch.Tensor, torch.Tensor], dense: bool = False) -> float:
         """Relative error of dq, dk, dv on sampled tokens of sampled heads against double precision; the worst of the three."""
+        plan, columns = (self.dense_plan, 1) if dense else (self.plan, 3)
         q, k, v, dout = self.tensors
         generator = torch.Generator().manual_seed(2)
-        tiles, scale = _tiles_of(self.plan), self.head_dim**-0.5
-        seen_by, wrong, right = self.plan.transpose(), [0.0] * 3, [0.0] * 3
+        tiles, scale = _tiles_of(plan), self.head_dim**-0.5
+        seen_by, wrong, right = plan.transpose(), [0.0] * 3, [0.0] * 3
         for _ in range(columns):
             head = int(torch.randint(self.heads, (), generator=generator))
-            tile = int(torch.randint(self.plan.query_tiles, (), generator=generator))
+            tile = int(torch.randint(plan.query_tiles, (), generator=generator))
             token = int(tiles[tile][0])
             want = [torch.zeros(self.head_dim, dtype=torch.float64, device=self.device) for _ in range(3)]
             # Every query tile that reads this token, with all of its keys: p and ds of their rows; the token's own row gives dq.
             for query_tile in {*seen_by.key_tiles(tile), tile}:
                 queries = tiles[query_tile].to(self.device)
-                keys = torch.cat([tiles[key] for key in self.plan.key_tiles(query_tile)]).to(self.device)
+                keys = torch.cat([tiles[key] for key in plan.key_tiles(query_tile)]).to(self.device)
                 for part in queries.split(384):
                     rows = [x[0, part, head].double() for x in (q, dout)]
                     p = (rows[0] @ k[0, keys, head].double().T * scale).softmax(-1)

@@ -15,6 +15,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import torch
 
@@ -23,13 +24,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 from problem import Case, Problem  # noqa: E402
 
 PEERS = [
-    "slidetile_peer", "slidetile_dense", "sdpa_cudnn", "sdpa_flash", "sdpa_default", "flex_attention", "flash_attention4", "sta_kernel",
+    "slidetile_peer", "slidetile_dense", "flex_attention", "sdpa_cudnn", "sdpa_flash", "sdpa_default", "flash_attention4", "sta_kernel",
     "natten_peer",
 ]  # fmt: skip
 
 CASES = [
-    Problem("3x3x3"),
-    Problem("5x5x5", window=(5, 5, 5)),
+    Problem("canvas 30x48x80, 3x3x3"),
+    Problem("canvas 30x48x80, 5x5x5", window=(5, 5, 5)),
     Problem("3x3x3 with text", text=256),
     Problem("wan 69 frames 3x3x3", canvas=(18, 48, 80), heads=40),
     Problem("hunyuan 720p with text", canvas=(33, 45, 80), text=256),
@@ -42,7 +43,7 @@ SMALL = [
 ]
 
 
-def measure(function, device: str, seconds: float = 1.5) -> float:
+def measure(function, device: str, seconds: float) -> float:
     """Seconds a call in steady state."""
     if device == "cpu":
         function()
@@ -62,31 +63,31 @@ def measure(function, device: str, seconds: float = 1.5) -> float:
         return begin.elapsed_time(end) / 1e3 / count
 
     function()
-    once = max(timed(2), 1e-6)
-    warm, count = (max(3, min(n, int(seconds / once))) for n in (25, 40))
+    once = max(timed(1), 1e-6)
+    warm, count = (min(n, int(seconds / once)) for n in (25, 40))
     for _ in range(warm):
         function()
-    return timed(count)
+    return timed(max(count, 1))
 
 
 class Matmul:
     """The machine's own rate, measured beside each peer."""
 
-    def __init__(self, problem: Problem):
+    def __init__(self, problem: Problem, seconds: float):
+        self.seconds = seconds
         n = 8192 if problem.device == "cuda" else 512
         self.flops, self.device = 2.0 * n**3, problem.device
         self.a, self.b = (torch.randn(n, n, device=problem.device, dtype=problem.dtype) for _ in range(2))
 
     def rate(self) -> float:
-        return self.flops / measure(lambda: self.a @ self.b, self.device, 0.7)
+        return self.flops / measure(lambda: self.a @ self.b, self.device, self.seconds)
 
 
-def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
-    rows, matmul = [], Matmul(problem)
+def run_case(problem: Problem, peers: list[str], backward: bool, seconds: float) -> Iterator[dict]:
+    matmul = Matmul(problem, seconds / 2)
     for name in peers:
         peer = importlib.import_module(name)
         row = {"case": problem.name, "peer": peer.NAME, "direction": "backward" if backward else "forward"}
-        rows.append(row)
         try:
             reason = peer.why_not(problem)
             case: Case | None = None if reason else peer.prepare(problem)
@@ -94,11 +95,13 @@ def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
                 reason = "no backward here"
             if reason:
                 row["skipped"] = reason
+                yield row
                 continue
-            error = problem.check_gradients(case.backward()) if backward else problem.check(case.forward(), case.dense)
+            error = problem.check_gradients(case.backward(), case.dense) if backward else problem.check(case.forward(), case.dense)
             row["relative_error"] = error
             if not error < case.tolerance * (2 if backward else 1):
                 row["failed"] = f"relative error {error:.2e}"
+                yield row
                 continue
             plan = problem.dense_plan if case.dense else problem.plan
             count = plan.backward_flops if backward else plan.forward_flops
@@ -106,32 +109,34 @@ def run_case(problem: Problem, peers: list[str], backward: bool) -> list[dict]:
             times, rates = [], []
             for _ in range(2):
                 rates.append(matmul.rate())
-                times.append(measure(case.backward if backward else case.forward, problem.device))
-            seconds, rate = min(times), sum(rates) / 2
-            row |= {"ms": [t * 1e3 for t in times], "flops_per_s": flops / seconds, "matmul_flops_per_s": rate,
-                    "of_matmul": flops / seconds / rate}  # fmt: skip
+                times.append(measure(case.backward if backward else case.forward, problem.device, seconds))
+            best, rate = min(times), sum(rates) / 2
+            row |= {"ms": [t * 1e3 for t in times], "flops_per_s": flops / best, "matmul_flops_per_s": rate,
+                    "of_matmul": flops / best / rate}  # fmt: skip
         except Exception as error:  # a peer that fails is a row of the table, not the end of it
             row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
         if problem.device == "cuda":
             torch.cuda.empty_cache()
-    return rows
+        yield row
 
 
-def show(rows: list[dict]) -> None:
-    for row in rows:
-        head = f"{row['case']:24} {row['peer']:30} {row['direction']:9}"
-        if "ms" in row:
-            rates = f"{row['flops_per_s'] / 1e12:8.2f} TFLOP/s {row['of_matmul']:6.3f} of matmul"
-            print(f"{head} {min(row['ms']):9.3f} ms {rates}   error {row['relative_error']:.1e}")
-        else:
-            print(f"{head} {'FAILED ' + row['failed'] if 'failed' in row else '- ' + row['skipped']}")
-    sys.stdout.flush()
+def show(row: dict) -> None:
+    head = f"{row['case']:24} {row['peer']:30} {row['direction']:9}"
+    if "ms" in row:
+        rates = f"{row['flops_per_s'] / 1e12:8.2f} TFLOP/s {row['of_matmul']:6.3f} of matmul"
+        print(f"{head} {min(row['ms']):9.3f} ms {rates}   error {row['relative_error']:.1e}", flush=True)
+    else:
+        print(f"{head} {'FAILED ' + row['failed'] if 'failed' in row else '- ' + row['skipped']}", flush=True)
 
 
 def stamp() -> dict:
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=pathlib.Path(__file__).parent)
+    asked = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        commit = subprocess.run(asked, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent).stdout.strip()
+    except OSError:
+        commit = ""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "torch": torch.__version__, "commit": commit.stdout.strip()}
+    return {"device": device, "torch": torch.__version__, "commit": commit}
 
 
 def main() -> None:
@@ -140,6 +145,7 @@ def main() -> None:
     parser.add_argument("--case", action="append", help="only cases whose name contains this; may be repeated")
     parser.add_argument("--peer", action="append", choices=PEERS, help="only these peers; may be repeated")
     parser.add_argument("--backward", action="store_true", help="gradients too")
+    parser.add_argument("--seconds", type=float, default=1.5, help="for one timing (default: 1.5)")
     parser.add_argument("--smoke", action="store_true", help="small problems on the CPU: does it all run?")
     options = parser.parse_args()
     cases = SMALL if options.smoke else CASES
@@ -150,11 +156,11 @@ def main() -> None:
     rows = []
     for problem in cases:
         for backward in (False, True) if options.backward else (False,):
-            new = run_case(problem, options.peer or PEERS, backward)
-            show(new)
-            rows += new
-            if options.json:
-                options.json.write_text(json.dumps(stamp() | {"rows": rows}, indent=1))
+            for row in run_case(problem, options.peer or PEERS, backward, options.seconds):
+                show(row)
+                rows.append(row)
+                if options.json:
+                    options.json.write_text(json.dumps(stamp() | {"rows": rows}, indent=1))
         for name in ("tensors", "order", "inverse"):
             problem.__dict__.pop(name, None)  # free the memory of this case
     sys.exit(1 if options.smoke and any("failed" in row for row in rows) else 0)

@@ -1,5 +1,6 @@
 """Dense scaled_dot_product_attention by cuDNN."""
 
+import torch
 import torch.nn.functional as F
 from problem import Case, Problem
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -13,10 +14,17 @@ def why_not(problem: Problem) -> str | None:
 
 
 def prepare(problem: Problem, backend: SDPBackend = BACKEND) -> Case:
-    q, k, v = (x.transpose(1, 2) for x in problem.tensors[:3])
+    q, k, v, dout = (x.transpose(1, 2) for x in problem.tensors)
+    inputs = [x.detach().requires_grad_() for x in (q, k, v)]
+    saved: list[torch.Tensor] = []
 
-    def forward():
+    def attention(*qkv):
         with sdpa_kernel(backend):
-            return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+            return F.scaled_dot_product_attention(*qkv)
 
-    return Case(forward, dense=True)
+    def backward():
+        if not saved:
+            saved.append(attention(*inputs))
+        return [grad.transpose(1, 2) for grad in torch.autograd.grad(saved[0], inputs, dout, retain_graph=True)]
+
+    return Case(lambda: attention(q, k, v).transpose(1, 2), backward, dense=True)

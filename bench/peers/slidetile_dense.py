@@ -1,16 +1,13 @@
 """This library over a dense plan."""
 
+import slidetile_peer
 from problem import Case, Problem
 
-from slidetile.torch import attention
-
 NAME = "slidetile dense"
-
-
-def why_not(problem: Problem) -> str | None:
-    return None
+why_not = slidetile_peer.why_not
 
 
 def prepare(problem: Problem) -> Case:
-    q, k, v, _ = problem.tensors
-    return Case(lambda: attention(q, k, v, problem.dense_plan, layout="bshd"), dense=True)
+    case = slidetile_peer.prepare(problem, problem.dense_plan)
+    case.dense = True
+    return case

@@ -9,6 +9,7 @@ This module needs numpy alone and takes any DLPack array. ``slidetile.torch`` ha
 
 from ._version import __version__
 from .attention import Kernel, Layout, attention_backward, attention_forward, kernels, merge
+from .benchmark import BenchRow, bench
 from .plans import (
     DEFAULT_TILE,
     BlockCounts,
@@ -26,6 +27,7 @@ from .tables import WindowTable
 
 __all__ = [
     "DEFAULT_TILE",
+    "BenchRow",
     "BlockCounts",
     "Dim",
     "Grid",
@@ -36,6 +38,7 @@ __all__ = [
     "__version__",
     "attention_backward",
     "attention_forward",
+    "bench",
     "clear_plan",
     "dim3",
     "full_plan",

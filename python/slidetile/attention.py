@@ -27,21 +27,27 @@ def kernels(device: Literal["cpu", "cuda"] = "cpu", direction: Literal["forward"
     return [Kernel(*kernel) for kernel in _core.kernels(device, direction)]
 
 
-# Until the CPU kernels are in the library, gradients on the CPU come from the reference: this line is all that knows.
-CPU_FALLBACK = {direction: "" if _core.kernels("cpu", direction) else "reference" for direction in ("forward", "backward")}
+def _torch_of(array: Any) -> Any:
+    """torch, if the array is one of its tensors."""
+    torch = sys.modules.get("torch")
+    return torch if torch is not None and isinstance(array, torch.Tensor) else None
 
 
 def _describe(array: Any) -> Any:
+    if (torch := _torch_of(array)) is not None:
+        if array.requires_grad and torch.is_grad_enabled():
+            raise ValueError("a tensor requires grad, and nothing is recorded here: use slidetile.torch.attention, or detach it")
+        from .torch import _describe as describe_tensor
+
+        return describe_tensor(array)
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(f"a {type(array).__name__}, expected an array that has DLPack (of numpy, torch, jax, cupy, ...)")
     # numpy has no bfloat16 of its own; the one that jax brings (ml_dtypes) does not go through DLPack.
     if isinstance(array, np.ndarray) and array.dtype.name == "bfloat16":
         if not all(stride % 2 == 0 for stride in array.strides):
             raise ValueError("a bfloat16 array has strides that are no multiple of its element size")
         return array.ctypes.data, "bf16", -1, array.shape, tuple(stride // 2 for stride in array.strides)
     return array
-
-
-def _is_host(array: Any) -> bool:
-    return isinstance(array, np.ndarray) or array.__dlpack_device__()[0] == 1
 
 
 def _empty_like(array: Any, shape: tuple[int, ...], float32: bool = False) -> Any:
@@ -56,14 +62,47 @@ def _empty_like(array: Any, shape: tuple[int, ...], float32: bool = False) -> An
     raise ValueError(f"out: arrays of {library} can't be made empty here; pass out= (and lse=) as writable arrays")
 
 
+def _queue(array: Any, stream: int | None) -> tuple[int, Any]:
+    """``(stream, allocate)`` of a call: the library's current stream unless one is given, and its memory for the kernel's workspace."""
+    library = type(array).__module__.partition(".")[0]
+    held = []
+    if (torch := _torch_of(array)) is not None and array.is_cuda:
+        number = torch.cuda.current_stream(array.device).cuda_stream if stream is None else stream
+
+        def from_torch(size: int) -> int:
+            with torch.cuda.stream(torch.cuda.ExternalStream(number, device=array.device)):
+                held.append(torch.empty(size, dtype=torch.uint8, device=array.device))
+            return held[0].data_ptr()
+
+        return number, from_torch
+    if library == "cupy":
+        cupy = sys.modules["cupy"]
+        number = cupy.cuda.get_current_stream().ptr if stream is None else stream
+
+        def from_cupy(size: int) -> int:
+            with cupy.cuda.ExternalStream(number):
+                held.append(cupy.empty(size, dtype=cupy.uint8))
+            return held[0].data.ptr
+
+        return number, from_cupy
+    return stream or 0, None
+
+
 def _lse_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
     return (shape[0], shape[1], shape[2]) if layout == "bhsd" else (shape[0], shape[2], shape[1])
 
 
-def _call(layout: Layout, scale: float | None, key_lengths: Any, kernel: str, stream: int) -> tuple:
+def _core_of(plan: Plan) -> _core.Plan:
+    if not isinstance(plan, Plan):
+        raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
+    return plan.core
+
+
+def _call(layout: Layout, scale: float | None, key_lengths: Any, kernel: str, queue: tuple[int, Any]) -> tuple:
     if key_lengths is not None and isinstance(key_lengths, (list, tuple)):
         key_lengths = np.asarray(key_lengths, dtype=np.int32)
-    return layout, 0.0 if scale is None else float(scale), key_lengths, kernel, stream, None
+    lengths = None if key_lengths is None else _describe(key_lengths)
+    return layout, 0.0 if scale is None else float(scale), lengths, kernel, *queue
 
 
 def attention_forward(
@@ -78,7 +117,7 @@ def attention_forward(
     kernel: str = "",
     out: Any = None,
     lse: Any = None,
-    stream: int = 0,
+    stream: int | None = None,
 ) -> tuple[Any, Any]:
     """``softmax(scale q k^T) v`` over the pairs that the plan makes visible; returns ``(out, lse)``.
 
@@ -88,8 +127,9 @@ def attention_forward(
 
     ``scale`` is 1 / sqrt(head_dim) unless given. ``key_lengths``, int32 [batch] on q's device, says how many tokens of the sequence each
     batch item uses (only tokens after the canvas may be unused); rows past it give 0 and -inf. ``kernel`` names one of ``kernels()``, or
-    "reference" for double-precision loops. ``out`` and ``lse`` are written where given. On CUDA give them, and ``stream`` as an integer;
-    ``slidetile.torch`` does both for you.
+    "reference" for double-precision loops. ``out`` and ``lse`` are written where given; arrays of libraries other than numpy, torch and
+    cupy need them. On CUDA, arrays of torch and cupy use the current stream, or the one whose handle is given as ``stream``. Gradients are
+    not recorded: ``slidetile.torch`` does that.
 
     Raises ValueError for arrays that do not fit each other or the plan, NotImplementedError where no kernel can run the problem.
     """
@@ -98,10 +138,8 @@ def attention_forward(
         out = _empty_like(q, tuple(q.shape))
     if lse is None and len(q.shape) == 4:
         lse = _empty_like(q, _lse_shape(tuple(q.shape), layout), float32=True)
-    if not kernel and _is_host(q):
-        kernel = CPU_FALLBACK["forward"]
-    call = _call(layout, scale, key_lengths, kernel, stream)
-    _core.forward((*described, _describe(out), lse), plan.core, call)
+    call = _call(layout, scale, key_lengths, kernel, _queue(q, stream))
+    _core.forward((*described, _describe(out), None if lse is None else _describe(lse)), _core_of(plan), call)
     return out, lse
 
 
@@ -118,20 +156,28 @@ def attention_backward(
     key_lengths: Sequence[int] | Any | None = None,
     layout: Layout = "bhsd",
     kernel: str = "",
-    stream: int = 0,
+    stream: int | None = None,
 ) -> tuple[Any, Any, Any]:
     """Gradients ``(dq, dk, dv)`` of sum(out * dout), with ``out`` and ``lse`` from :func:`attention_forward` of the same arguments.
 
     Shapes, types and errors as there.
     """
     grads = tuple(_empty_like(array, tuple(array.shape)) for array in (q, k, v))
-    if not kernel and _is_host(q):
-        kernel = CPU_FALLBACK["backward"]
-    arrays = (*(_describe(a) for a in (q, k, v, out)), lse, *(_describe(a) for a in (dout, *grads)))
-    _core.backward(arrays, plan.core, _call(layout, scale, key_lengths, kernel, stream))
+    arrays = tuple(_describe(array) for array in (q, k, v, out, lse, dout, *grads))
+    _core.backward(arrays, _core_of(plan), _call(layout, scale, key_lengths, kernel, _queue(q, stream)))
     return grads
 
 
 def merge(out: Any, lse: Any, other_out: Any, other_lse: Any, *, layout: Layout = "bhsd") -> None:
-    """Two results over disjoint keys of the same queries as one, into ``out`` and ``lse``. Arrays on the host."""
-    _core.merge((_describe(out), lse), (_describe(other_out), other_lse), layout)
+    """Two results over disjoint keys of the same queries as one, into ``out`` and ``lse``: arrays on the host, or tensors of torch.
+
+    Raises ValueError for arrays that do not fit each other.
+    """
+    if _torch_of(out) is not None and out.is_cuda:
+        from .torch import merge as merged
+
+        for target, result in zip((out, lse), merged(out, lse, other_out, other_lse, layout=layout), strict=True):
+            target.copy_(result)
+        return
+    first, second = ((_describe(part), _describe(denominator)) for part, denominator in ((out, lse), (other_out, other_lse)))
+    _core.merge(first, second, layout)

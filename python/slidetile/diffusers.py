@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn as _dense_attention
 
-from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3, sliding_tile_plan
+from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3, sliding_tile_plan, three
 from .torch import attention
 
 __all__ = ["Controller", "disable", "enable", "known_models"]
@@ -38,7 +38,7 @@ class Geometry(NamedTuple):
 
 
 def _patched(hidden_states: torch.Tensor, patch: Sequence[int]) -> tuple[int, int, int]:
-    return tuple(extent // size for extent, size in zip(hidden_states.shape[2:], patch, strict=True))
+    return three(extent // size for extent, size in zip(hidden_states.shape[2:], patch, strict=True))
 
 
 def _wan_geometry(config, arguments: dict[str, Any]) -> Geometry:
@@ -100,7 +100,7 @@ def _packed_video(position_ids: torch.Tensor, token_tags: torch.Tensor) -> Geome
 class Model:
     """How a kind of transformer is taken over."""
 
-    layers: Callable[[torch.nn.Module], list[torch.nn.Module]]
+    layers: Callable[[Any], list[Any]]
     """Its self-attention modules, in the order of a strategy's layers."""
     geometry: Callable[[Any, dict[str, Any]], Geometry]
     tile: tuple[int, int, int] = DEFAULT_TILE
@@ -108,7 +108,7 @@ class Model:
     """Tensors whose content says the geometry: it is worked out again where one of them changed."""
 
 
-def _stacks(*names: str, attention_name: str = "attn") -> Callable[[torch.nn.Module], list[torch.nn.Module]]:
+def _stacks(*names: str, attention_name: str = "attn") -> Callable[[Any], list[Any]]:
     return lambda model: [getattr(block, attention_name) for name in names for block in getattr(model, name)]
 
 
@@ -200,7 +200,7 @@ def _hunyuan_video15_call(self, attn, hidden_states, encoder_hidden_states=None,
 
 
 @functools.cache
-def _processor_class(original: type) -> type:
+def _processor_class(original: Any) -> type:
     """A subclass of a processor class whose attention calls go to _dispatch."""
     call = inspect.unwrap(original.__call__)
     if not isinstance(call, types.FunctionType) or "dispatch_attention_fn" not in call.__code__.co_names:
@@ -226,8 +226,8 @@ def _processor_class(original: type) -> type:
 
 
 def _wrap(processor: Any) -> Any:
-    kind = _processor_class(type(processor))
-    ours = kind.__new__(kind)
+    kind: Any = _processor_class(type(processor))  # type: ignore[arg-type]
+    ours: Any = kind.__new__(kind)
     ours.__dict__.update(processor.__dict__)
     ours.dense_backend = processor._attention_backend
     return ours
@@ -302,7 +302,7 @@ class Controller:
         """The plan of a layer; None: dense."""
         if windows is None:
             return None
-        tile = tuple(min(axis, extent) for axis, extent in zip(self._tile or tile, geometry.canvas, strict=True))
+        tile = three(min(axis, extent) for axis, extent in zip(self._tile or tile, geometry.canvas, strict=True))
         key = geometry, windows, tile
         if key not in self._plans:
             if len(self._plans) >= 128:
@@ -316,7 +316,7 @@ class Controller:
 class _Taken:
     """One transformer with our processors in it."""
 
-    model: torch.nn.Module
+    model: Any
     spec: Model
     controller: Controller
     originals: list[Any] = field(default_factory=list)
@@ -379,7 +379,7 @@ def _spec_of(module: Any) -> Model | None:
     return next((MODELS[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in MODELS), None)
 
 
-def _transformers_of(target: Any) -> list[torch.nn.Module]:
+def _transformers_of(target: Any) -> list[tuple[torch.nn.Module, Model]]:
     """The transformers that we know in a pipeline, or the one given."""
     if isinstance(target, torch.nn.Module):
         candidates = [target]
@@ -388,7 +388,7 @@ def _transformers_of(target: Any) -> list[torch.nn.Module]:
     else:
         raise TypeError(f"slidetile: {type(target).__name__} is neither a pipeline nor a transformer of diffusers")
     found = [_unwrap(module) for module in candidates]
-    known = [module for module in found if _spec_of(module) is not None]
+    known = [(module, spec) for module in found if (spec := _spec_of(module)) is not None]
     if not known:
         names = ", ".join(sorted({type(module).__name__ for module in found})) or "no model"
         raise ValueError(
@@ -406,8 +406,8 @@ def _table_of(strategy: Any) -> Any:
     return WindowTable.hunyuan() if strategy == "hunyuan" else WindowTable.load(strategy)
 
 
-def _check(windows: _Windows, module: torch.nn.Module) -> None:
-    layers = _spec_of(module).layers(module)
+def _check(windows: _Windows, module: torch.nn.Module, spec: Model) -> None:
+    layers = spec.layers(module)
     name = type(module).__name__
     outside = [layer for layer in windows.dense_layers if not 0 <= layer < len(layers)]
     if outside:
@@ -447,12 +447,12 @@ def enable(
     windows = _Windows(_per_head(window, "window"), _table_of(strategy), dense_steps, frozenset(dense_layers))
     if any(axis < 1 for one in windows.window for axis in one):
         raise ValueError(f"window: {window!r}, expected positive extents in tiles")
-    for module in modules:
-        _check(windows, module)
+    for module, spec in modules:
+        _check(windows, module, spec)
     disable(pipe_or_transformer)
     controller = Controller(windows, tile)
-    for module in modules:
-        taken = _Taken(module, _spec_of(module), controller)
+    for module, spec in modules:
+        taken = _Taken(module, spec, controller)
         taken.take()
         controller.transformers.append(taken)
     return controller
@@ -460,7 +460,7 @@ def enable(
 
 def disable(pipe_or_transformer: Any) -> None:
     """Gives every transformer its own processors back. Does nothing where nothing was enabled."""
-    for module in _transformers_of(pipe_or_transformer):
+    for module, _ in _transformers_of(pipe_or_transformer):
         taken = getattr(module, "_slidetile", None)
         if taken is not None:
             taken.restore()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Union
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Union, cast
 
 import numpy as np
 
@@ -16,23 +16,31 @@ DEFAULT_TILE = (6, 8, 8)
 """The tile that windows of video are counted in unless another is given: 384 tokens."""
 
 
+def three(values: Iterable[int]) -> tuple[int, int, int]:
+    t, h, w = values
+    return t, h, w
+
+
 def dim3(value: Dim) -> tuple[int, int, int]:
     """``(t, h, w)`` of a string such as ``"30x48x80"``, an integer, or one to three integers.
 
     Raises ValueError for anything else.
     """
     if isinstance(value, str):
-        return tuple(_core.dim3(value))
-    axes = (value,) if isinstance(value, (int, np.integer)) else tuple(value)
+        return three(_core.dim3(value))
+    if isinstance(value, (int, np.integer)):
+        axes: tuple[Any, ...] = (value,)
+    else:
+        axes = tuple(value) if isinstance(value, Iterable) else ()
     if not 1 <= len(axes) <= 3 or not all(isinstance(axis, (int, np.integer)) for axis in axes):
         raise ValueError(f"extent {value!r}: expected a string such as '30x48x80' or one to three integers")
     if not all(-(2**31) <= axis < 2**31 for axis in axes):
         raise ValueError(f"extent {value!r}: every integer must be less than 2^31")
-    return (1,) * (3 - len(axes)) + tuple(int(axis) for axis in axes)
+    return three((1,) * (3 - len(axes)) + tuple(int(axis) for axis in axes))
 
 
 def _is_one(value) -> bool:
-    if isinstance(value, (str, int, np.integer)):
+    if isinstance(value, (str, int, np.integer)) or not isinstance(value, Iterable):
         return True
     value = list(value)
     return len(value) > 0 and all(isinstance(axis, (int, np.integer)) for axis in value)
@@ -40,8 +48,8 @@ def _is_one(value) -> bool:
 
 def _per_head(value: Dim | Iterable[Dim], what: str) -> list[tuple[int, int, int]]:
     if _is_one(value):
-        return [dim3(value)]
-    windows = [dim3(window) for window in value]
+        return [dim3(cast(Dim, value))]
+    windows = [dim3(window) for window in cast(Iterable[Dim], value)]
     if not windows:
         raise ValueError(f"{what}: an empty list, expected one window for all heads or one per head")
     return windows
@@ -65,7 +73,7 @@ class Grid:
     def __init__(self, canvas: Dim, tile: Dim = DEFAULT_TILE):
         self.canvas = dim3(canvas)
         self.tile = dim3(tile)
-        self.tiles = tuple(_core.grid_tiles(self.canvas, self.tile))
+        self.tiles = three(_core.grid_tiles(self.canvas, self.tile))
 
     @property
     def tokens(self) -> int:
@@ -94,10 +102,14 @@ class Plan:
     by content, can be pickled, and are kept on a GPU after the first call there.
     """
 
+    _as_tensor: Callable[[np.ndarray], Any] | None = None  # slidetile.torch sets it
+
     def __init__(self, core: _core.Plan):
         self.core = core
         self.data = core.bytes()
         """uint8 [n]: the plan as bytes. It is how a plan enters a compiled graph: as a tensor."""
+        self.tensor = None if Plan._as_tensor is None else Plan._as_tensor(self.data)
+        """``data`` as a tensor of torch, where slidetile.torch is in use."""
         self.query_tokens: int = core.query_tokens
         """Tokens of a query sequence, extra ones included."""
         self.key_tokens: int = core.key_tokens
@@ -113,22 +125,22 @@ class Plan:
     @property
     def canvas(self) -> tuple[int, int, int]:
         """The queries' canvas in tokens; 0x0x0 if they have none."""
-        return tuple(self.core.canvas)
+        return three(self.core.canvas)
 
     @property
     def tile(self) -> tuple[int, int, int]:
         """Extent of a tile in tokens."""
-        return tuple(self.core.tile)
+        return three(self.core.tile)
 
     @property
     def grid_tiles(self) -> tuple[int, int, int]:
         """Tiles along each axis of the canvas."""
-        return tuple(self.core.grid_tiles)
+        return three(self.core.grid_tiles)
 
     @property
     def extra(self) -> tuple[int, int]:
         """Tokens before and after the canvas in the queries' sequence."""
-        return tuple(self.core.extra)
+        return self.core.extra
 
     @property
     def query_tiles(self) -> int:
@@ -184,6 +196,10 @@ class Plan:
     def key_tiles(self, query_tile: int, head: int = 0) -> list[int]:
         """The key tiles that a query tile reads, ascending."""
         return self.core.key_tiles(head, query_tile)
+
+    def keys(self, query_token: int, head: int = 0) -> np.ndarray:
+        """int32: the positions in the key sequence that the query at a position sees, ascending."""
+        return self.core.keys(head, query_token)
 
     def mask(self, head: int = 0) -> np.ndarray:
         """bool [query tokens, key tokens] in sequence order: what other attention functions call the mask. For tests and pictures."""

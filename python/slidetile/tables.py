@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from . import _core
-from .plans import DEFAULT_TILE, Dim, dim3
+from .plans import DEFAULT_TILE, Dim, dim3, three
 
 Form = Literal["published", "compact"]
 
@@ -64,7 +64,7 @@ class WindowTable:
 
     def windows(self, step: int, layer: int) -> list[tuple[int, int, int]]:
         """The windows of a layer's heads at a step."""
-        return [tuple(window) for window in self.core.windows(step, layer)]
+        return [three(window) for window in self.core.windows(step, layer)]
 
     def sparsity(self, canvas: Dim, tile: Dim = DEFAULT_TILE, step: int | None = None) -> float:
         """The fraction of pairs that the windows hide on a canvas, averaged over the table or over one step."""
@@ -83,7 +83,7 @@ class WindowTable:
     def __eq__(self, other) -> bool:
         return isinstance(other, WindowTable) and self.core.equals(other.core)
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
         return f"WindowTable(steps={self.steps}, layers={self.layers}, heads={self.heads})"

@@ -6,13 +6,14 @@ import functools
 from collections.abc import Sequence
 from typing import Any, Literal, overload
 
+import numpy as np
 import torch
 
 from . import _core
-from .attention import CPU_FALLBACK, Layout
+from .attention import Layout
 from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
 
-__all__ = ["attention", "sliding_tile_attention"]
+__all__ = ["attention", "merge", "sliding_tile_attention"]
 
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int32: "i32", torch.uint8: "u8"}
 
@@ -29,13 +30,31 @@ _library.define(
 
 def _describe(tensor: torch.Tensor) -> tuple:
     """What the extension reads: cheaper than DLPack, and without its synchronisation of streams."""
-    device = tensor.device
-    index = device.index if device.type == "cuda" else -1
+    index = tensor.get_device() if tensor.is_cuda else -1
     return tensor.data_ptr(), _NAMES.get(tensor.dtype, "other"), index, tensor.shape, tensor.stride()
 
 
+def _plan_tensor(data: np.ndarray) -> torch.Tensor:
+    with torch.inference_mode(False):
+        tensor = torch.from_numpy(data)
+    # Compile for plans of any size at once: what torch._dynamo.maybe_mark_dynamic does.
+    tensor._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
+    return tensor
+
+
+Plan._as_tensor = staticmethod(_plan_tensor)
+
+
+def _stream_of(device: int) -> int:
+    return torch.cuda.current_stream(device).cuda_stream
+
+
+# The same number without an object around it, where this build of torch has it.
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", _stream_of)
+
+
 def _plan(plan: torch.Tensor) -> _core.Plan:
-    if plan.device.type != "cpu":
+    if not plan.is_cpu:
         raise ValueError(f"plan: a plan's bytes are on {plan.device}, expected the host: attention puts a copy on the GPU itself, once")
     return _core.plan_of(_describe(plan))
 
@@ -54,19 +73,17 @@ def _run(function, arrays: tuple, plan: torch.Tensor, key_lengths, options: tupl
     q = arrays[0]
     lengths = None if key_lengths is None else _describe(key_lengths)
     described = tuple(_describe(array) for array in arrays)
-    if q.device.type != "cuda":
-        fallback = CPU_FALLBACK["forward" if function is _core.forward else "backward"]
-        function(described, _plan(plan), (layout, scale, lengths, kernel or fallback, 0, None))
+    if not q.is_cuda:
+        function(described, _plan(plan), (layout, scale, lengths, kernel, 0, None))
         return
     workspace = []
 
     def allocate(size: int) -> int:
-        workspace.append(torch.empty(size, dtype=torch.uint8, device=q.device))
+        workspace.append(q.new_empty((size,), dtype=torch.uint8))
         return workspace[0].data_ptr()
 
-    with torch.cuda.device(q.device):
-        stream = torch.cuda.current_stream(q.device).cuda_stream
-        function(described, _plan(plan), (layout, scale, lengths, kernel, stream, allocate))
+    # The library itself makes q's device current for its launches.
+    function(described, _plan(plan), (layout, scale, lengths, kernel, _current_stream(q.get_device()), allocate))
 
 
 def _require_rank(q: torch.Tensor) -> None:
@@ -118,6 +135,40 @@ def _differentiate(ctx, dout, _):
     q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
     grads = torch.ops.slidetile.attention_backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
     return *grads, None, None, None, None, None
+
+
+class _Direct(torch.autograd.Function):
+    """The operators' autograd without the dispatcher between: a third of its host time."""
+
+    @staticmethod
+    def forward(ctx, q, k, v, plan, key_lengths, scale, layout, kernel):
+        out, lse = _forward(q, k, v, plan, key_lengths, scale, layout, kernel)
+        _setup_context(ctx, (q, k, v, plan, key_lengths, scale, layout, kernel), (out, lse))
+        return out, lse
+
+    @staticmethod
+    def backward(ctx, dout, dlse):
+        if torch.is_grad_enabled() or not _plain(dout):  # create_graph: the operator says no to second derivatives when they are asked for
+            return _differentiate(ctx, dout, dlse)
+        q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
+        grads = _backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
+        return *grads, None, None, None, None, None
+
+
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def _plain(*tensors: torch.Tensor) -> bool:
+    """Nobody but the CPU or GPU would see these tensors' operators: no mode, transform, tracer or subclass."""
+    for tensor in tensors:
+        if not (type(tensor) in _PLAIN_TYPES and (tensor.is_cuda or tensor.is_cpu)):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and torch.autograd.forward_ad._current_level < 0
+    )
 
 
 def _refuse_second(ctx, *_):
@@ -186,17 +237,55 @@ def attention(
     Raises ValueError for tensors that do not fit each other or the plan, NotImplementedError where no kernel can run the problem and for
     second derivatives.
     """
-    data = torch.from_numpy(plan.data) if isinstance(plan, Plan) else plan
+    data = plan
+    if isinstance(plan, Plan):
+        data = torch.from_numpy(plan.data) if plan.tensor is None else plan.tensor
     if not isinstance(data, torch.Tensor):
         raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
+    if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
+        raise TypeError(f"q, k, v: {type(q).__name__}, {type(k).__name__}, {type(v).__name__}, expected torch.Tensor")
     device_type = q.device.type
     if device_type != "meta" and torch.is_autocast_enabled(device_type):
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if key_lengths is not None:
         key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
-    out, lse = torch.ops.slidetile.attention_forward(q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel)
+    arguments = q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel
+    if torch.compiler.is_compiling() or not _plain(q, k, v):
+        if not q.device == k.device == v.device:
+            raise ValueError(f"q, k, v: on {q.device}, {k.device}, {v.device}, expected one device")
+        out, lse = torch.ops.slidetile.attention_forward(*arguments)
+    elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        out, lse = _Direct.apply(*arguments)
+    else:
+        out, lse = _forward(*arguments)
     return (out, lse) if return_lse else out
+
+
+def merge(
+    out: torch.Tensor, lse: torch.Tensor, other_out: torch.Tensor, other_lse: torch.Tensor, *, layout: Layout = "bhsd"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two results over disjoint keys of the same queries as one, ``(out, lse)``, on any device; gradients flow to all four.
+
+    ``lse`` is float32 [batch, heads, tokens] as :func:`attention` returns it. Raises ValueError for tensors that do not fit each other.
+    """
+    heads, tokens = (1, 2) if layout == "bhsd" else (2, 1)
+    if layout not in ("bhsd", "bshd"):
+        raise ValueError(f"layout: '{layout}', expected 'bhsd' or 'bshd'")
+    if out.dim() != 4 or other_out.shape != out.shape:
+        raise ValueError(f"merge: out is {tuple(out.shape)} and {tuple(other_out.shape)}, expected the same four axes")
+    rows = out.shape[0], out.shape[heads], out.shape[tokens]
+    if lse.shape != rows or other_lse.shape != rows:
+        raise ValueError(f"merge: lse is {tuple(lse.shape)} and {tuple(other_lse.shape)}, expected {rows} (batch, heads, tokens)")
+    both = torch.stack((lse.float(), other_lse.float()))
+    largest = both.detach().amax(0)
+    weights = (both - largest.where(largest > -torch.inf, 0)).exp()
+    total = weights.sum(0)
+    shares = weights / total.where(total > 0, 1)  # neither saw a key: out stays 0
+    if layout == "bshd":
+        shares = shares.transpose(2, 3)
+    merged = shares[0].unsqueeze(-1) * out + shares[1].unsqueeze(-1) * other_out
+    return merged.to(out.dtype), largest + total.log()
 
 
 @torch.compiler.assume_constant_result
@@ -233,8 +322,8 @@ def sliding_tile_attention(
 
     Raises ValueError for tokens that do not match ``seq_shape`` and ``text_length``.
     """
-    extents = [int(axis) for axis in seq_shape.split("x")]
-    if len(extents) != 3:
+    extents = [int(axis) if axis.isdecimal() else 0 for axis in seq_shape.split("x")]
+    if len(extents) != 3 or min(extents) < 1:
         raise ValueError(f"seq_shape is '{seq_shape}', expected three extents such as '30x48x80'")
     canvas, tokens = extents[0] * extents[1] * extents[2], q.shape[2]
     text = tokens - canvas

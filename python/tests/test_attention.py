@@ -77,7 +77,8 @@ def test_jax_arrays():
     jax = pytest.importorskip("jax")
     q, k, v = arrays()
     out, lse = np.empty_like(q), np.empty((2, 2, TOKENS), np.float32)
-    attention_forward(*(jax.numpy.asarray(x) for x in (q, k, v)), PLAN, out=out, lse=lse)
+    host = jax.devices("cpu")[0]
+    attention_forward(*(jax.device_put(x, host) for x in (q, k, v)), PLAN, out=out, lse=lse)
     np.testing.assert_allclose(out, expected(q, k, v, PLAN)[0], atol=2e-6)
 
 
@@ -125,6 +126,69 @@ def test_merge():
     np.testing.assert_allclose(parts[0][1], want_lse, atol=2e-6)
 
 
+def test_merge_of_tensors():
+    torch = pytest.importorskip("torch")
+    from slidetile.torch import merge as merged
+
+    q, k, v = arrays()
+    out, lse = attention_forward(q, k, v, PLAN)
+    other, other_lse = attention_forward(q, k[:, :, ::-1].copy(), v, PLAN)
+    lse[0, 0, :3] = -np.inf  # no key in one of them, then in both
+    other_lse[0, 0, :2] = -np.inf
+    out[0, 0, :3], other[0, 0, :2] = 0, 0
+    for device in ["cpu"] + (["cuda"] if torch.cuda.is_available() else []):
+        tensors = [torch.from_numpy(x.copy()).to(device) for x in (out, lse, other, other_lse)]
+        result = merged(*tensors)
+        merge(*tensors)
+        for got, want in zip(tensors[:2], result, strict=True):
+            torch.testing.assert_close(got, want)
+        swapped = merged(tensors[0].transpose(1, 2), tensors[1], tensors[2].transpose(1, 2), tensors[3], layout="bshd")
+        again = merged(*tensors)
+        torch.testing.assert_close(swapped[0].transpose(1, 2), again[0])
+        assert (result[0][0, 0, :2] == 0).all() and torch.isneginf(result[1][0, 0, :2]).all()
+        assert torch.equal(result[0][0, 0, 2], tensors[2][0, 0, 2])
+    with pytest.raises(ValueError, match="lse is"):
+        merged(tensors[0], tensors[1][:1], tensors[2], tensors[3])
+
+
+def test_cuda_arrays():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    q, k, v, dout = arrays(count=4)
+    want, want_lse = attention_forward(q, k, v, PLAN)
+    grads = attention_backward(dout, q, k, v, want, want_lse, PLAN)
+    makers = [lambda x: torch.from_numpy(x).cuda()]
+    try:
+        import cupy
+
+        makers.append(cupy.asarray)
+    except ImportError:
+        pass
+    for make in makers:
+        on_device = [make(x) for x in (q, k, v, dout)]
+        out, lse = attention_forward(*on_device[:3], PLAN)
+        assert type(out) is type(on_device[0])
+        results = (out, lse, *attention_backward(on_device[3], *on_device[:3], out, lse, PLAN))
+        for got, expected in zip(results, (want, want_lse, *grads), strict=True):
+            got = got.cpu().numpy() if isinstance(got, torch.Tensor) else got.get()
+            np.testing.assert_allclose(got, expected, atol=2e-3)
+    side = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    out, _ = attention_forward(*(torch.from_numpy(x).cuda() for x in (q, k, v)), PLAN, stream=side.cuda_stream)
+    torch.cuda.synchronize()
+    np.testing.assert_allclose(out.cpu().numpy(), want, atol=2e-3)
+
+
+def test_tensors_that_require_grad():
+    torch = pytest.importorskip("torch")
+    q, k, v = (torch.from_numpy(x) for x in arrays())
+    with pytest.raises(ValueError, match="slidetile.torch"):
+        attention_forward(q.requires_grad_(), k, v, PLAN)
+    with torch.no_grad():
+        attention_forward(q, k, v, PLAN)
+
+
 def test_kernels():
     for device in ("cpu", "cuda"):
         for direction in ("forward", "backward"):
@@ -165,8 +229,8 @@ Q, K, V = arrays()
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=np.array([9.0, 9.0])), ValueError, "int32"),
         (lambda: attention_forward(Q[..., ::2], K[..., ::2], V[..., ::2], PLAN), ValueError, "stride"),
         (lambda: attention_forward(Q, K, V, PLAN, out=Q[:1].copy()), ValueError, "out is"),
-        (lambda: attention_forward([1.0], K, V, PLAN), (ValueError, AttributeError, TypeError), "."),
-        (lambda: attention_forward(Q, K, V, full_plan((1, 1, TOKENS), (1, 1, 8)).data), AttributeError, "core"),
+        (lambda: attention_forward([1.0], K, V, PLAN), TypeError, "a list, expected an array that has DLPack"),
+        (lambda: attention_forward(Q, K, V, full_plan((1, 1, TOKENS), (1, 1, 8)).data), TypeError, "a ndarray, expected slidetile.Plan"),
         (lambda: attention_forward(Q, K, V, sliding_tile_plan("4x6x8", ["1x1x1"] * 3, "2x4x4", after=5)),
          ValueError, "2 heads, the plan has 3"),
         (lambda: attention_forward(np.tile(Q, 17), np.tile(K, 17), np.tile(V, 17), PLAN), ValueError, "head_dim is 272"),

@@ -7,6 +7,7 @@ diffusers = pytest.importorskip("diffusers")
 
 import slidetile.diffusers as sd  # noqa: E402
 
+DEVICES = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
 TILE = (2, 4, 4)
 ALL = (99, 99, 99)
 
@@ -141,10 +142,15 @@ def run(model, inputs):
         return model(**inputs, return_dict=False)[0]
 
 
+def on(device, inputs):
+    return {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", MODELS)
-def test_whole_canvas_equals_dense(name):
+def test_whole_canvas_equals_dense(name, device):
     make_model, make_inputs, canvas, extra = MODELS[name]
-    model, inputs = make_model(), make_inputs()
+    model, inputs = make_model().to(device), on(device, make_inputs())
     dense = run(model, inputs)
     controller = sd.enable(model, ALL, tile=TILE)
     full = run(model, inputs)
@@ -265,8 +271,9 @@ def test_compiled_blocks_are_not_compiled_again():
     assert torch.isfinite(run(model, inputs)).all()
 
 
-def test_gradients_and_checkpointing():
-    model, inputs = wan(), wan_inputs()
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_and_checkpointing(device):
+    model, inputs = wan().to(device), on(device, wan_inputs())
     sd.enable(model, (1, 2, 2), tile=TILE)
     model(**inputs).sample.square().mean().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -291,23 +298,22 @@ def wan_pipeline(**parts):
 
 def generate(pipe, steps=2, **options):
     generator = torch.Generator().manual_seed(1)
-    words = {
-        "prompt_embeds": torch.randn(1, 8, 16, generator=generator),
-        "negative_prompt_embeds": torch.randn(1, 8, 16, generator=generator),
-    }
+    words = {name: torch.randn(1, 8, 16, generator=generator) for name in ("prompt_embeds", "negative_prompt_embeds")}
+    words = on(pipe._execution_device, words)
     size = {"height": 64, "width": 96, "num_frames": 17, "num_inference_steps": steps}
     return pipe(**words, **size, guidance_scale=5.0, generator=generator, **({"output_type": "latent"} | options)).frames
 
 
-def test_wan_pipeline():
-    pipe = wan_pipeline()
+@pytest.mark.parametrize("device", DEVICES)
+def test_wan_pipeline(device):
+    pipe = wan_pipeline().to(device)
     dense, video = generate(pipe), generate(pipe, output_type="pt")
     sd.enable(pipe, ALL, tile=TILE)
     torch.testing.assert_close(generate(pipe), dense, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(generate(pipe, output_type="pt"), video, rtol=1e-3, atol=1e-4)
     controller = sd.enable(pipe, (1, 1, 1), tile=TILE, dense_steps=1)
     sparse = generate(pipe)
-    assert controller.step == 1 and (sparse - dense).abs().max() > 1e-4
+    assert sparse.device.type == device and controller.step == 1 and (sparse - dense).abs().max() > 1e-4
     assert torch.equal(generate(pipe), sparse)  # a second run counts from 0 again
     sd.disable(pipe)
     assert torch.equal(generate(pipe), dense)
@@ -345,7 +351,8 @@ def test_bad_options_change_nothing(options, message):
     assert type(model.blocks[0].attn1.processor).__name__ == "WanAttnProcessor"
 
 
-def test_hunyuan_video_pipeline():
+@pytest.mark.parametrize("device", DEVICES)
+def test_hunyuan_video_pipeline(device):
     vae = diffusers.AutoencoderKLHunyuanVideo(
         in_channels=3, out_channels=3, latent_channels=4,
         down_block_types=("HunyuanVideoDownBlock3D",) * 4,
@@ -356,9 +363,9 @@ def test_hunyuan_video_pipeline():
     pipe = diffusers.HunyuanVideoPipeline(
         text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=hunyuan_video(), vae=vae,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-    )  # fmt: skip
+    ).to(device)  # fmt: skip
     pipe.set_progress_bar_config(disable=True)
-    inputs = hunyuan_video_inputs()
+    inputs = on(device, hunyuan_video_inputs())
 
     def sample():
         return pipe(
@@ -374,15 +381,16 @@ def test_hunyuan_video_pipeline():
     assert (sample() - dense).abs().max() > 1e-5 and controller.step == 1
 
 
-def test_flux_pipeline():
+@pytest.mark.parametrize("device", DEVICES)
+def test_flux_pipeline(device):
     vae = diffusers.AutoencoderKL(
         block_out_channels=(4,), latent_channels=1, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False
     )
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     encoders = dict.fromkeys(["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"])
-    pipe = diffusers.FluxPipeline(transformer=flux(), vae=vae, scheduler=scheduler, **encoders)
+    pipe = diffusers.FluxPipeline(transformer=flux(), vae=vae, scheduler=scheduler, **encoders).to(device)
     pipe.set_progress_bar_config(disable=True)
-    words, pooled = torch.randn(1, 7, 16), torch.randn(1, 8)
+    words, pooled = torch.randn(1, 7, 16, device=device), torch.randn(1, 8, device=device)
 
     def sample():
         generator = torch.Generator().manual_seed(0)
@@ -407,6 +415,16 @@ def test_offloaded_weights():
     sd.disable(model)
     sd.enable(model, (1, 2, 2), tile=TILE)
     torch.testing.assert_close(run(model, inputs), expected)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_offloaded_pipeline():
+    pipe = wan_pipeline()
+    pipe.enable_model_cpu_offload()
+    sd.enable(pipe, (1, 2, 2), tile=TILE)
+    offloaded = generate(pipe)
+    pipe.remove_all_hooks()
+    torch.testing.assert_close(generate(pipe.to("cuda")), offloaded, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -35,6 +35,7 @@ def published_mask(canvas, window, tokens, text_length, has_text):
     return mask
 
 
+@pytest.mark.parametrize("device", ["cpu"] + (["cuda"] if torch.cuda.is_available() else []))
 @pytest.mark.parametrize(
     "shape, windows, text, text_length, head_dim",
     [
@@ -44,12 +45,12 @@ def published_mask(canvas, window, tokens, text_length, has_text):
         ("3x10x9", [(1, 1, 1)] * 3, 5, 0, 80),  # a canvas that is thinner than a tile
     ],
 )
-def test_against_the_published_definition(shape, windows, text, text_length, head_dim):
+def test_against_the_published_definition(shape, windows, text, text_length, head_dim, device):
     canvas = tuple(map(int, shape.split("x")))
     tokens = canvas[0] * canvas[1] * canvas[2] + text
-    q, k, v = (torch.randn(1, 3, tokens, head_dim, requires_grad=True) for _ in range(3))
-    dout = torch.randn(1, 3, tokens, head_dim)
-    mask = torch.stack([published_mask(canvas, window, tokens, text_length, text > 0) for window in windows])
+    q, k, v = (torch.randn(1, 3, tokens, head_dim, device=device, requires_grad=True) for _ in range(3))
+    dout = torch.randn(1, 3, tokens, head_dim, device=device)
+    mask = torch.stack([published_mask(canvas, window, tokens, text_length, text > 0) for window in windows]).to(device)
     out = sliding_tile_attention(q, k, v, windows, text_length, text > 0, shape)
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
@@ -83,6 +84,7 @@ def test_one_graph():
         (([(1, 1, 1)] * 3, 7, True, "6x8x16"), "2 heads, the plan has 3"),
         (([(0, 1, 1)] * 2, 7, True, "6x8x16"), "0x1x1"),
         (([(1, 1, 1)] * 2, 7, True, "6x8"), "6x8"),
+        (([(1, 1, 1)] * 2, 7, True, "6xax8"), "expected three extents"),
     ],
 )
 def test_bad_input(arguments, message):

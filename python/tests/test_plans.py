@@ -126,3 +126,30 @@ def test_damaged_bytes():
         Plan.from_bytes(data.astype(np.float32))
     with pytest.raises(ValueError):
         Plan.from_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        sliding_tile_plan("3x5x7", [(1, 1, 2), (2, 1, 1)], "2x4x4", before=3, after=6),
+        slidetile.natten_plan("3x6x6", "3x3x3", "2x4x4"),
+    ],
+)
+def test_keys_are_rows_of_the_mask(plan):
+    for head in range(plan.heads):
+        mask = plan.mask(head)
+        for token in range(0, plan.query_tokens, 3):
+            assert (plan.keys(token, head) == mask[token].nonzero()[0]).all()
+    with pytest.raises(ValueError, match="query token 999"):
+        plan.keys(999)
+    if plan.heads > 1:
+        with pytest.raises(ValueError, match="head 9"):
+            plan.keys(0, 9)
+
+
+@pytest.mark.parametrize("extent", [None, 1.5, (1.5, 1, 1), (1, 2, 3, 4), "axb", (), object()])
+def test_extents_that_are_none(extent):
+    with pytest.raises(ValueError, match="ext|empty"):
+        sliding_tile_plan("6x8x8", extent)
+    with pytest.raises(ValueError, match="ext"):
+        sliding_tile_plan(extent, "1x1x1")

@@ -127,9 +127,58 @@ def test_lse_and_scale():
     )
 
 
-def test_key_lengths_and_their_gradients():
+# head_dim 64 and 128 in bf16 and f16: the Hopper kernels' problems, on a GPU that has them.
+WIDE_PLANS = {
+    "video": lambda: sliding_tile_plan("12x16x24", "1x1x3", "6x8x8"),
+    "video with text": lambda: sliding_tile_plan("7x20x17", [(1, 1, 2), (2, 2, 1)], "6x8x8", after=70),
+    "image": lambda: sliding_tile_plan((1, 40, 50), (1, 1, 2), (1, 16, 16), before=40),
+    "small tiles": lambda: sliding_tile_plan("8x12x12", "1x2x2", "4x4x4", after=3),
+    "dense": lambda: full_plan("4x16x16", "4x8x8", after=9),
+}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("name", WIDE_PLANS)
+def test_wide_heads_against_sdpa(name, head_dim):
+    plan = WIDE_PLANS[name]()
+    for dtype in (torch.bfloat16, torch.float16):
+        for layout in ("bhsd", "bshd"):
+            inputs = tensors(plan, "cuda", dtype, layout, head_dim)
+            ours = gradients(lambda q, k, v, layout=layout: stt.attention(q, k, v, plan, layout=layout), *inputs)
+            theirs = gradients(dense(plan, layout), *inputs)
+            for got, want in zip(ours, theirs, strict=True):
+                error = (got.float() - want.float()).norm() / want.float().norm()
+                assert error < TOLERANCE[dtype], (name, dtype, layout, float(error))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_direct_call_and_the_operator_agree(device):
+    plan = PLANS["text"]()
+    inputs = tensors(plan, device)
+    q, k, v, dout = inputs
+
+    def operator(q, k, v):
+        return torch.ops.slidetile.attention_forward(q, k, v, plan.tensor, None, 0.0, "bhsd", "")[0]
+
+    for got, want in zip(gradients(lambda *qkv: stt.attention(*qkv, plan), *inputs), gradients(operator, *inputs), strict=True):
+        assert torch.equal(got, want)
+    counted = []
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            counted.append(function)
+            return function(*args, **(kwargs or {}))
+
+    with Count():  # a mode still sees the operator
+        stt.attention(q, k, v, plan)
+    assert torch.ops.slidetile.attention_forward.default in counted
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_key_lengths_and_their_gradients(device):
     plan = sliding_tile_plan("2x4x4", "1x1x1", "2x4x4", after=6)
-    q, k, v, dout = tensors(plan)
+    q, k, v, dout = tensors(plan, device)
     lengths = torch.tensor([34, 38])
     out, *grads = gradients(lambda q, k, v: stt.attention(q, k, v, plan, key_lengths=lengths), q, k, v, dout)
     q2, k2, v2 = (x[:1, :, :34] for x in (q, k, v))
@@ -139,20 +188,21 @@ def test_key_lengths_and_their_gradients():
         assert (got[0, :, 34:] == 0).all()
 
 
-def op_arguments(plan, grad=False):
-    q, k, v, dout = (x.detach().requires_grad_(grad and i < 3) for i, x in enumerate(tensors(plan)))
+def op_arguments(plan, device, grad=False):
+    q, k, v, dout = (x.detach().requires_grad_(grad and i < 3) for i, x in enumerate(tensors(plan, device)))
     return q, k, v, dout, torch.from_numpy(plan.data)
 
 
-def test_opcheck():
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
     for name in ("sliding", "text"):
-        q, k, v, dout, data = op_arguments(PLANS[name](), grad=True)
+        q, k, v, dout, data = op_arguments(PLANS[name](), device, grad=True)
         torch.library.opcheck(torch.ops.slidetile.attention_forward.default, (q, k, v, data, None, 0.2, "bhsd", ""))
         out, lse = torch.ops.slidetile.attention_forward(q, k, v, data, None, 0.2, "bhsd", "")
         backward = [x.detach() for x in (dout, q, k, v, out, lse)]
         torch.library.opcheck(torch.ops.slidetile.attention_backward.default, (*backward, data, None, 0.2, "bhsd", ""))
     swapped = [x.detach().transpose(1, 2) for x in (q, k, v)]
-    lengths = torch.tensor([plan_tokens := q.shape[2], plan_tokens - 2], dtype=torch.int32)
+    lengths = torch.tensor([plan_tokens := q.shape[2], plan_tokens - 2], dtype=torch.int32, device=device)
     torch.library.opcheck(torch.ops.slidetile.attention_forward.default, (*swapped, data, lengths, 0.0, "bshd", ""))
 
 
@@ -181,7 +231,7 @@ def test_compile_makes_one_graph_that_serves_other_plans():
     for window in ("1x1x1", "1x2x1", "1x2x2", "1x1x2"):
         layer.plan = sliding_tile_plan("2x6x8", window, "2x4x4")
         torch.testing.assert_close(compiled(x), layer(x))
-    assert len(graphs) <= 2  # the second has the number of bytes of a plan as a variable
+    assert len(graphs) == 1  # the number of bytes of a plan is a variable
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -196,12 +246,13 @@ def test_compile_with_gradients(device):
     torch.testing.assert_close(layer.qkv.weight.grad, want, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_activation_checkpointing(reentrant):
+def test_activation_checkpointing(reentrant, device):
     from torch.utils.checkpoint import checkpoint
 
-    layer = Layer(sliding_tile_plan("2x6x8", "1x1x1", "2x4x4"))
-    x = torch.randn(2, 96, 16, requires_grad=True)
+    layer = Layer(sliding_tile_plan("2x6x8", "1x1x1", "2x4x4")).to(device)
+    x = torch.randn(2, 96, 16, device=device, requires_grad=True)
     layer(x).square().sum().backward()
     want = x.grad.clone()
     x.grad = None
@@ -209,10 +260,11 @@ def test_activation_checkpointing(reentrant):
     torch.testing.assert_close(x.grad, want)
 
 
-def test_autocast():
+@pytest.mark.parametrize("device", DEVICES)
+def test_autocast(device):
     plan = PLANS["sliding"]()
-    q, k, v, _ = tensors(plan)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    q, k, v, _ = tensors(plan, device)
+    with torch.autocast(device, dtype=torch.bfloat16):
         out = stt.attention(q, k.bfloat16(), v, plan)
     assert out.dtype == torch.bfloat16
     out.float().sum().backward()
@@ -255,6 +307,8 @@ Q = torch.randn(1, 2, 32, 8)
         (lambda: stt.attention(Q[:, :, :31], Q, Q, P), ValueError, "q has 31 tokens, the plan covers 32"),
         (lambda: stt.attention(Q, Q, Q, P, layout="sbhd"), ValueError, "sbhd"),
         (lambda: stt.attention(Q, Q, Q, "plan"), TypeError, "expected slidetile.Plan"),
+        (lambda: stt.attention([1.0], Q, Q, P), TypeError, "list, Tensor, Tensor, expected torch.Tensor"),
+        (lambda: stt.attention(Q, Q.to("meta"), Q, P), ValueError, "on cpu, meta, cpu, expected one device"),
         (lambda: stt.attention(Q, Q, Q, torch.zeros(64, dtype=torch.uint8)), ValueError, "not a plan"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[31]), ValueError, "key length 31"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[32, 32]), ValueError, "key_lengths"),
@@ -289,6 +343,47 @@ def test_cuda_graph():
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)
+
+
+@needs_gpu
+def test_cuda_graph_of_a_training_step():
+    plan = sliding_tile_plan("6x16x16", "1x1x2", "6x8x8", after=40)
+    inputs = tensors(plan, "cuda", torch.bfloat16, head_dim=128)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):  # as PyTorch asks: autograd remembers streams
+        want = [x.detach().clone() for x in gradients(lambda q, k, v: stt.attention(q, k, v, plan), *inputs)]
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        got = gradients(lambda q, k, v: stt.attention(q, k, v, plan), *inputs)
+    with torch.no_grad():
+        for result in got:
+            result.zero_()
+    graph.replay()
+    for result, expected in zip(got, want, strict=True):
+        assert torch.equal(result, expected)
+
+
+@needs_gpu
+@pytest.mark.parametrize(
+    "call, error, message",
+    [
+        (lambda q, p: stt.attention(q, q.cpu(), q, p), ValueError, "k is on cpu"),
+        (lambda q, p: stt.attention(q.cpu(), q, q, p), ValueError, "k is on cuda"),
+        (lambda q, p: stt.attention(q, q.half(), q, p), ValueError, "k is f16"),
+        (lambda q, p: stt.attention(q.double(), q.double(), q.double(), p), ValueError, "float32, bfloat16 or float16"),
+        (lambda q, p: stt.attention(q[:, :, :9], q, q, p), ValueError, "q has 9 tokens"),
+        (lambda q, p: stt.attention(q[:0], q[:0], q[:0], p), ValueError, "none of them 0"),
+        (lambda q, p: stt.attention(q, q, q, p.tensor.cuda()), ValueError, "expected the host"),
+        (lambda q, p: stt.attention(q, q, q, p, kernel="cpu.portable"), NotImplementedError, "cpu.portable"),
+        (lambda q, p: torch.ops.slidetile.attention_forward(q, q, q, p.tensor, torch.tensor([32], dtype=torch.int32), 0.0, "bhsd", ""),
+         ValueError, "key_lengths: on cpu"),
+    ],
+)  # fmt: skip
+def test_bad_input_on_a_gpu(call, error, message):
+    with pytest.raises(error, match=message):
+        call(Q.cuda().bfloat16(), P)
+    torch.cuda.synchronize()
 
 
 @needs_gpu
