@@ -48,9 +48,11 @@ void run(const BackwardArgs& args) {
   if (args.q.dtype == DType::kBf16) {
     launch_row_terms<Bf16>(args);
     launch_backward_sm80<Bf16>(passes, args.q.batch(), args.stream);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<Bf16>(passes, args.q.batch(), args.stream);
   } else {
     launch_row_terms<F16>(args);
     launch_backward_sm80<F16>(passes, args.q.batch(), args.stream);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<F16>(passes, args.q.batch(), args.stream);
   }
 }
 
@@ -78,9 +80,11 @@ void run_atomic(const BackwardArgs& args) {
   if (args.q.dtype == DType::kBf16) {
     launch_row_terms<Bf16>(args);
     launch_backward_sm80_atomic<Bf16>(params, args);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<Bf16>(passes, args.q.batch(), args.stream);
   } else {
     launch_row_terms<F16>(args);
     launch_backward_sm80_atomic<F16>(params, args);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<F16>(passes, args.q.batch(), args.stream);
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "slidetile/cuda/gather_sm80.cuh"
 #include "slidetile/cuda/launch.cuh"
+#include "slidetile/cuda/repair_sm80.cuh"
 #include "slidetile/cuda/row_terms.cuh"
 
 namespace slidetile::cuda {
@@ -361,7 +362,16 @@ void launch_backward_sm80(const BackwardPasses& passes, int64_t batch, void* str
   }
 }
 
+/// After either kernel, where the plan has token masks.
+template <typename T>
+void launch_backward_repair(const BackwardPasses& passes, int64_t batch, void* stream) {
+  launch_repair<repair_backward<T, BackwardParams>>(passes.queries, batch, stream);
+  launch_repair<repair_backward<T, BackwardParams>>(passes.keys, batch, stream);
+}
+
 extern template void launch_backward_sm80<Bf16>(const BackwardPasses&, int64_t, void*);  // backward_sm80_bf16.cu
 extern template void launch_backward_sm80<F16>(const BackwardPasses&, int64_t, void*);   // backward_sm80_f16.cu
+extern template void launch_backward_repair<Bf16>(const BackwardPasses&, int64_t, void*);
+extern template void launch_backward_repair<F16>(const BackwardPasses&, int64_t, void*);
 
 }  // namespace slidetile::cuda

@@ -12,6 +12,7 @@
 
 #include "slidetile/cuda/gather_sm80.cuh"
 #include "slidetile/cuda/launch.cuh"
+#include "slidetile/cuda/repair_sm80.cuh"
 
 namespace slidetile::cuda {
 
@@ -324,6 +325,7 @@ void launch_forward_sm80(ForwardParams& params, int64_t batch, void* stream) {
   } else {
     (plain ? launch_forward_sm80_dim<T, 64, Path::kPlain> : launch_forward_sm80_dim<T, 64, Path::kAny>)(params, batch, stream);
   }
+  if (masks) launch_repair<repair_forward<T, ForwardParams>>(params, batch, stream);
 }
 
 extern template void launch_forward_sm80<Bf16>(ForwardParams&, int64_t, void*);  // forward_sm80_bf16.cu
