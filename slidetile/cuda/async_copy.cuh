@@ -30,29 +30,4 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// A barrier that copies complete, so that threads wait for data and not for each other: an mbarrier of the first instructions that have
-// it. Every thread of `count` arrives once a phase; phases alternate between parities 0 and 1, from 0 on.
-
-__device__ __forceinline__ void init_copies_barrier(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
-}
-
-/// This thread arrives when its copies up to here are done.
-__device__ __forceinline__ void arrive_when_copied(uint64_t* barrier) {
-  asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-
-__device__ __forceinline__ void wait_copied(uint64_t* barrier, uint32_t parity) {
-  uint32_t done = 0;
-  for (uint32_t polls = 0; done == 0; ++polls) {
-    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
-                 : "=r"(done)
-                 : "r"(shared_address(barrier)), "r"(parity)
-                 : "memory");
-#ifdef SLIDETILE_BOUNDED_WAITS
-    if (polls > 4'000'000u) __trap();
-#endif
-  }
-}
-
 }  // namespace slidetile::cuda

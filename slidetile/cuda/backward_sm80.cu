@@ -70,7 +70,7 @@ const char* why_not_atomic(const BackwardArgs& args) noexcept {
   if (const char* reason = why_not(args)) return reason;
   if (args.q.head_dim() > kAtomicHeadDim) return "head_dim above 128";
   const int needed = args.q.head_dim() > 64 ? AtomicShape<128, Path::kAny>::kSharedBytes : AtomicShape<64, Path::kAny>::kSharedBytes;
-  return properties_of(args.q.device.index).shared_bytes < needed ? "needs up to 206 KB of shared memory a block" : nullptr;
+  return properties_of(args.q.device.index).shared_bytes < needed ? "needs up to 175 KB of shared memory a block" : nullptr;
 }
 
 void run_atomic(const BackwardArgs& args) {

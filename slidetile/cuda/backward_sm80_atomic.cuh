@@ -6,8 +6,8 @@
 //   dq += ds k                     (a warp: 32 queries x a quarter of head_dim, to f32 sums in the workspace)
 // A warp takes the weights that it made itself from its registers, before the barrier; only the other half comes from shared memory.
 // Five products, 72 KB of shared memory read or written a warp and step for 5.2 MFLOP-pairs a block: shared memory binds before the tensor
-// cores do. Atomics: 32 KB of f32 a step. q and dout, p and ds have two stages each, so that a step has one barrier and warps may be a
-// step apart: 206 KB with k and v, so one block a multiprocessor, and only where a block may have that much (compute capability 9.0, 10.0).
+// cores do. Atomics: 32 KB of f32 a step. q and dout have two stages each: 175 KB with k, v, p and ds, so one block a multiprocessor, and
+// only where a block may have that much (compute capability 9.0 and 10.0).
 #pragma once
 
 #include "slidetile/cuda/backward_sm80.cuh"
@@ -31,13 +31,11 @@ struct AtomicShape {
   using Walk = PartnerWalk<Queries, kListBlocks>;
   static constexpr uint32_t kOwnBytes = kKeys * kDim * 2, kPartnerBytes = kQueries * kDim * 2, kWeightBytes = kKeys * kQueries * 2;
   static constexpr uint32_t kStageBytes = 2 * kPartnerBytes;  // q, dout
-  static constexpr uint32_t kPairBytes = 2 * kWeightBytes;    // p, ds
 
   struct Lists {
     Queries queries[kLists];
     float lse_log2[2][kQueries], delta[2][kQueries];
     int32_t own_token[kKeys], own_loaded[kKeys];  // loaded: -1 past the length, where k may hold NaN, which ds = 0 does not silence in dq
-    uint64_t arrived[2];                          // mbarriers: a stage's copies are done
     const char *q, *dout;                         // of the head, as the rest
     const float *lse_from, *delta_from;
     float* dq;
@@ -45,7 +43,7 @@ struct AtomicShape {
     Item item;
     Walk walk[Walk::kPartners];
   };
-  static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kStageBytes + 2 * kPairBytes + sizeof(Lists);
+  static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kStageBytes + 2 * kWeightBytes + sizeof(Lists);
 };
 
 /// Adds four neighbours in global memory.
@@ -112,7 +110,7 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
   extern __shared__ __align__(128) char shared[];
   const uint32_t k_at = shared_address(shared), v_at = k_at + Shape::kOwnBytes, stages_at = v_at + Shape::kOwnBytes,
                  p_at = stages_at + 2 * Shape::kStageBytes, ds_at = p_at + Shape::kWeightBytes;
-  auto& lists = *reinterpret_cast<typename Shape::Lists*>(shared + 2 * Shape::kOwnBytes + 2 * Shape::kStageBytes + 2 * Shape::kPairBytes);
+  auto& lists = *reinterpret_cast<typename Shape::Lists*>(shared + 2 * Shape::kOwnBytes + 2 * Shape::kStageBytes + 2 * Shape::kWeightBytes);
   const BackwardParams& params = params_.keys;
   const PlanView& plan = params.plan;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, key_strip = warp / 2, other = warp % 2;
@@ -127,8 +125,6 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
     lists.lse_from = params.terms.lse_log2 + row;
     lists.delta_from = params.terms.delta + row;
     lists.dq = params_.dq + row * kDim;
-    init_copies_barrier(&lists.arrived[0], kAtomicThreads);
-    init_copies_barrier(&lists.arrived[1], kAtomicThreads);
   }
   const volatile Item& item = lists.item;
   typename Shape::Walk& walk = lists.walk[threadIdx.x % Shape::Walk::kPartners];
@@ -148,7 +144,7 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
   walk.fetch(plan);
   lists.blocks = partner_blocks<kQueries>(plan, first_item);
   const int whole = __syncthreads_and(loaded);
-  if (threadIdx.x == 0) lists.whole = whole;
+  if (threadIdx.x == 0) lists.whole = whole;  // read after the loop's first barrier
 
   const auto load_stage = [&](int stage, const Queries& rows) {
     if (threadIdx.x < 2 * kQueries) {
@@ -167,13 +163,10 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
       gather<kQueries, kDim, kAtomicThreads>(to, params.partner0, lists.q, rows.token, params.head_dim);
       gather<kQueries, kDim, kAtomicThreads>(to + Shape::kPartnerBytes, params.partner1, lists.dout, rows.token, params.head_dim);
     }
-    arrive_when_copied(&lists.arrived[stage]);
   };
   gather<kKeys, kDim, kAtomicThreads>(k_at, params.own0, params.own0.of(item.batch, item.head), lists.own_loaded, params.head_dim);
   gather<kKeys, kDim, kAtomicThreads>(v_at, params.own1, params.own1.of(item.batch, item.head), lists.own_loaded, params.head_dim);
   load_stage(0, lists.queries[0]);
-  wait_copies<0>();
-  __syncthreads();
 
   constexpr int kHalf = kDim / 2, kQuarter = kDim / 4;
   const auto shifted = [](BlockAddress address, uint32_t columns) {
@@ -200,9 +193,14 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
   for (int block = 0; block < lists.blocks; ++block) {
     const int stage = block % 2;
     const Queries& queries = lists.queries[block % kLists];
-    wait_copied(&lists.arrived[stage], block / 2 % 2);
+    wait_copies<0>();
+    __syncthreads();  // the stage is there, and everybody is done with the step before
+    if (block + 1 < lists.blocks) load_stage(1 - stage, lists.queries[(block + 1) % kLists]);
+    if (block % Shape::kListBlocks == 0) {
+      walk.publish(plan, &lists.queries[(block + Shape::kListBlocks) % kLists]);
+      walk.fetch(plan);
+    }
     const uint32_t q_at = stages_at + stage * Shape::kStageBytes;
-    const uint32_t buffer = stage * Shape::kPairBytes;  // of p and ds
     const BlockAddress q_columns = columns_first<kDim>(q_at, other * 32, lane);
     float s[2][4][4], dp[2][4][4];
     multiply_square<T, kDim>(s, own, q_columns);
@@ -225,7 +223,7 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
             const uint32_t seen = visible(i, half) >> (n * 8);
             if ((seen & 1) == 0) p0 = ds0 = 0;
             if ((seen & 2) == 0) p1 = ds1 = 0;
-            const uint32_t to = write_row + buffer + (write_lane ^ (n << 4)) + (i * 16 + half * 8) * kQueries * 2;
+            const uint32_t to = write_row + (write_lane ^ (n << 4)) + (i * 16 + half * 8) * kQueries * 2;
             uint32_t& p = p_packed[i][n / 2][n % 2 * 2 + half];
             uint32_t& ds = ds_packed[i][n / 2][n % 2 * 2 + half];
             p = pack<T>(p0, p1);
@@ -267,16 +265,9 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
     const uint32_t own_rows = other * 32 * kDim * 2, other_rows = (1 - other) * 32 * kDim * 2;
     accumulate_keys<T, kDim, kHalf>(dv, held(p_packed), {q_rows.row + Shape::kPartnerBytes + own_rows, q_rows.lane});
     accumulate_keys<T, kDim, kHalf>(dk, held(ds_packed), {q_rows.row + own_rows, q_rows.lane});
-    __syncthreads();  // p and ds are there, and everybody is done with the step before
-    if (block + 1 < lists.blocks) load_stage(1 - stage, lists.queries[(block + 1) % kLists]);
-    if (block % Shape::kListBlocks == 0) {
-      walk.publish(plan, &lists.queries[(block + Shape::kListBlocks) % kLists]);
-      walk.fetch(plan);
-    }
-    accumulate_keys<T, kDim, kHalf>(dv, stored({weights.row + buffer, weights.lane}),
-                                    {q_rows.row + Shape::kPartnerBytes + other_rows, q_rows.lane});
-    accumulate_keys<T, kDim, kHalf>(dk, stored({weights.row + buffer + Shape::kWeightBytes, weights.lane}),
-                                    {q_rows.row + other_rows, q_rows.lane});
+    __syncthreads();  // p and ds are there
+    accumulate_keys<T, kDim, kHalf>(dv, stored(weights), {q_rows.row + Shape::kPartnerBytes + other_rows, q_rows.lane});
+    accumulate_keys<T, kDim, kHalf>(dk, stored({weights.row + Shape::kWeightBytes, weights.lane}), {q_rows.row + other_rows, q_rows.lane});
 
     int64_t dq_at[2][2];  // read now: a wait for them later would be one for nothing else
 #pragma unroll
@@ -297,8 +288,8 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
 #pragma unroll
     for (int step = 0; step < kKeys / 16; ++step) {
       uint32_t a[2][4], b[4];
-      load_matrices_transposed(a[0], slopes.step(0) + buffer + step * 16 * kQueries * 2);
-      load_matrices_transposed(a[1], slopes.step(1) + buffer + step * 16 * kQueries * 2);
+      load_matrices_transposed(a[0], slopes.step(0) + step * 16 * kQueries * 2);
+      load_matrices_transposed(a[1], slopes.step(1) + step * 16 * kQueries * 2);
 #pragma unroll
       for (int n = 0; n < kQuarter / 16; ++n) {
         load_matrices_transposed(b, k_rows.step(n) + step * 16 * kDim * 2);
