@@ -133,10 +133,10 @@ __global__ void __launch_bounds__(kThreads) forward(Params p) {
   }
   double all = largest;
   for (int step = 16; step > 0; step /= 2) all = fmax(all, __shfl_xor_sync(~0u, all, step));
-  sum = warp_sum(largest == -INFINITY ? 0 : sum * exp(largest - all));
-  const double lse = sum > 0 ? all + log(sum) : -INFINITY;
+  sum = warp_sum(sum == 0 ? 0 : sum * exp(largest - all));
+  const double lse = sum == 0 ? -INFINITY : all + log(sum);  // NaN where a logit is
   double out[kLargestColumns] = {};
-  if (used && sum > 0) {
+  if (used && sum != 0) {
     for_each_partner(p.plan, own.h, own.tile, own.slot, key_length, [&](int key) {
       const double w = key < 0 ? 0 : exp(p.scale * dot(p.q, q_at, p.k, offset(p.k, own.b, own.h, key)) - lse);
       for (int j = 0; j < 32; ++j) {

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads) backward_f32(const __grid_constant__
         *buffer = own1 + kF32Rows * f32_stride(head_dim);
   const Item item = params.schedule.item<kF32Rows>(blockIdx.x, plan.query);
   if (item.count <= 0) return;
-  PartnerWalk<kF32Partners> walk;
+  PartnerWalk<BlockRows<kF32Partners>> walk;
   walk.start(plan, item, params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[item.batch]);
   if (threadIdx.x < kF32Rows) {
     const int r = threadIdx.x;
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads) backward_f32(const __grid_constant__
   for (int block = 0; block < blocks; ++block) {
     __syncthreads();
     walk.fetch(plan);
-    walk.publish(plan, lists.partners);
+    walk.publish(plan, &lists.partners);
     load(params.partner0);
     float p[kF32WarpRows][2], ds[kF32WarpRows][2];
     multiply_rows(p, own0, buffer, head_dim);

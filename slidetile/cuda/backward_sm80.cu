@@ -48,9 +48,11 @@ void run(const BackwardArgs& args) {
   if (args.q.dtype == DType::kBf16) {
     launch_row_terms<Bf16>(args);
     launch_backward_sm80<Bf16>(passes, args.q.batch(), args.stream);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<Bf16>(passes, args.q.batch(), args.stream);
   } else {
     launch_row_terms<F16>(args);
     launch_backward_sm80<F16>(passes, args.q.batch(), args.stream);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<F16>(passes, args.q.batch(), args.stream);
   }
 }
 
@@ -67,19 +69,22 @@ int64_t terms_bytes(const BackwardArgs& args) {
 const char* why_not_atomic(const BackwardArgs& args) noexcept {
   if (const char* reason = why_not(args)) return reason;
   if (args.q.head_dim() > kAtomicHeadDim) return "head_dim above 128";
-  const int needed = args.q.head_dim() > 64 ? AtomicShape<128>::kSharedBytes : AtomicShape<64>::kSharedBytes;
-  return properties_of(args.q.device.index).shared_bytes < needed ? "needs up to 170 KB of shared memory a block" : nullptr;
+  const int needed = args.q.head_dim() > 64 ? AtomicShape<128, Path::kAny>::kSharedBytes : AtomicShape<64, Path::kAny>::kSharedBytes;
+  return properties_of(args.q.device.index).shared_bytes < needed ? "needs up to 175 KB of shared memory a block" : nullptr;
 }
 
 void run_atomic(const BackwardArgs& args) {
   const CurrentDevice current(args.q.device.index);
-  const AtomicParams params{passes_of(args).keys, reinterpret_cast<float*>(static_cast<char*>(args.workspace) + terms_bytes(args))};
+  const BackwardPasses passes = passes_of(args);
+  const AtomicParams params{passes.keys, reinterpret_cast<float*>(static_cast<char*>(args.workspace) + terms_bytes(args))};
   if (args.q.dtype == DType::kBf16) {
     launch_row_terms<Bf16>(args);
     launch_backward_sm80_atomic<Bf16>(params, args);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<Bf16>(passes, args.q.batch(), args.stream);
   } else {
     launch_row_terms<F16>(args);
     launch_backward_sm80_atomic<F16>(params, args);
+    if (args.plan.mask_of != nullptr) launch_backward_repair<F16>(passes, args.q.batch(), args.stream);
   }
 }
 

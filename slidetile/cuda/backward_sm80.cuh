@@ -10,6 +10,7 @@
 
 #include "slidetile/cuda/gather_sm80.cuh"
 #include "slidetile/cuda/launch.cuh"
+#include "slidetile/cuda/repair_sm80.cuh"
 #include "slidetile/cuda/row_terms.cuh"
 
 namespace slidetile::cuda {
@@ -27,20 +28,33 @@ struct BackwardParams {
   float scale = 1, scale_log2 = 1;
 };
 
-template <int kDim, Gradient kGradient>
+template <int kDim_, Gradient kGradient_, Path kPath>
 struct BackwardShape {
+  static constexpr int kDim = kDim_;
+  static constexpr Gradient kGradient = kGradient_;
+  static constexpr bool kIsPlain = kPath == Path::kPlain;
   static constexpr int kRows = kWarps * 16, kPartners = kDim > 128 ? 32 : 64;
   static constexpr bool kQueriesOwn = kGradient == Gradient::kDq;
   static constexpr bool kNeedsDp = kGradient != Gradient::kDv;
   static constexpr bool kOwnInRegisters = kQueriesOwn && kDim <= 128;
   static constexpr uint32_t kOwnBytes = kRows * kDim * 2, kPartnerBytes = kPartners * kDim * 2;
 
+  static constexpr int kListBlocks = kIsPlain ? 2 : 1;  // blocks that the walk gives at a time
+  using Copier = RowCopier<kDim>;
+  using Partners = std::conditional_t<kIsPlain, PlainRows<kPartners, Copier::kGroups>, BlockRows<kPartners>>;
+  using Walk = PartnerWalk<Partners, kListBlocks>;
+  static constexpr bool kWalkInShared = kDim <= 128;  // larger ones have no room
+  static constexpr bool kTwoWays = kDim <= 128;       // code of its own for blocks without masks; larger ones have no registers
+
   struct Lists {
-    BlockRows<kPartners> partners[2];
+    Partners partners[2 * kListBlocks];
+    const char *partner0, *partner1;
+    const float *lse_from, *delta_from;
     float lse_log2[kPartners], delta[kPartners];  // of partners that are queries
     int32_t own_token[kRows];
     int blocks;
     Item item;
+    Walk walk[kWalkInShared ? Walk::kPartners : 1];
   };
   static constexpr int kSharedBytes = 2 * kOwnBytes + 2 * kPartnerBytes + sizeof(Lists);
   static_assert(kSharedBytes <= kSharedEverywhere);
@@ -102,10 +116,12 @@ __device__ __forceinline__ void store_gradient(float (&sum)[kDim / 8][4], const 
   }
 }
 
-template <typename T, int kDim, Gradient kGradient>
+template <typename T, typename Shape>
 __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_constant__ BackwardParams params) {
-  using Shape = BackwardShape<kDim, kGradient>;
-  constexpr int kPartners = Shape::kPartners, kSteps = kDim / 16;
+  constexpr int kDim = Shape::kDim, kPartners = Shape::kPartners, kSteps = kDim / 16;
+  constexpr int kListBlocks = Shape::kListBlocks, kLists = 2 * kListBlocks;
+  constexpr Gradient kGradient = Shape::kGradient;
+  using Partners = typename Shape::Partners;
   constexpr bool kQueriesOwn = Shape::kQueriesOwn;
   extern __shared__ __align__(128) char shared[];
   const uint32_t a0_at = shared_address(shared), a1_at = a0_at + Shape::kOwnBytes, b0_at = a1_at + Shape::kOwnBytes,
@@ -116,9 +132,17 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
 
   const Item first_item = params.schedule.item<Shape::kRows>(blockIdx.x, plan.query);
   if (first_item.count <= 0) return;
-  if (threadIdx.x == 0) lists.item = first_item;
+  if (threadIdx.x == 0) {
+    lists.item = first_item;
+    lists.partner0 = params.partner0.of(first_item.batch, first_item.head);
+    lists.partner1 = params.partner1.of(first_item.batch, first_item.head);
+    const int64_t row = (static_cast<int64_t>(first_item.batch) * params.schedule.heads + first_item.head) * params.terms.tokens;
+    lists.lse_from = params.terms.lse_log2 + row;
+    lists.delta_from = params.terms.delta + row;
+  }
   const volatile Item& item = lists.item;
-  PartnerWalk<kPartners> walk;
+  typename Shape::Walk held_walk;
+  typename Shape::Walk& walk = Shape::kWalkInShared ? lists.walk[threadIdx.x % Shape::Walk::kPartners] : held_walk;
   walk.start(plan, first_item,
              params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[first_item.batch]);
   walk.fetch(plan);
@@ -126,23 +150,32 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
     const int r = threadIdx.x;
     lists.own_token[r] = r < first_item.count ? plan.query.token[plan.query.tile_begin[first_item.tile] + first_item.first + r] : -1;
   }
-  walk.publish(plan, lists.partners[0]);
+  walk.publish(plan, &lists.partners[0]);
   walk.fetch(plan);
   lists.blocks = partner_blocks<kPartners>(plan, first_item);
   __syncthreads();
 
   // Loads of a block of partners, B0 with lse and delta where the partners are queries.
-  const auto load_partner0 = [&](const BlockRows<kPartners>& rows) {
-    if (!kQueriesOwn && threadIdx.x < kPartners) {
-      const int r = threadIdx.x, token = max(rows.token[r], 0);
-      const int64_t at = (static_cast<int64_t>(item.batch) * params.schedule.heads + item.head) * params.terms.tokens + token;
-      copy_word_async(shared_address(&lists.lse_log2[r]), params.terms.lse_log2 + at);
-      copy_word_async(shared_address(&lists.delta[r]), params.terms.delta + at);
+  const auto load_partner = [&](uint32_t to, const Rows& from, const char* base, const Partners& rows) {
+    if constexpr (Shape::kIsPlain) {
+      Shape::Copier::copy(to, base, static_cast<int>(from.token), rows);
+    } else {
+      gather<kPartners, kDim>(to, from, base, rows.token, params.head_dim);
     }
-    gather<kPartners, kDim>(b0_at, params.partner0, params.partner0.of(item.batch, item.head), rows.token, params.head_dim);
   };
-  const auto load_partner1 = [&](const BlockRows<kPartners>& rows) {
-    gather<kPartners, kDim>(b1_at, params.partner1, params.partner1.of(item.batch, item.head), rows.token, params.head_dim);
+  const auto load_partner0 = [&](const Partners& rows) {
+    if (!kQueriesOwn && threadIdx.x < 2 * kPartners) {
+      const int r = threadIdx.x % kPartners, token = max(rows.token[Partners::slot(r)], 0);
+      if (threadIdx.x < kPartners) {
+        copy_word_async(shared_address(&lists.lse_log2[r]), lists.lse_from + token);
+      } else {
+        copy_word_async(shared_address(&lists.delta[r]), lists.delta_from + token);
+      }
+    }
+    load_partner(b0_at, params.partner0, lists.partner0, rows);
+  };
+  const auto load_partner1 = [&](const Partners& rows) {
+    load_partner(b1_at, params.partner1, lists.partner1, rows);
   };
   gather<Shape::kRows, kDim>(a0_at, params.own0, params.own0.of(item.batch, item.head), lists.own_token, params.head_dim);
   gather<Shape::kRows, kDim>(a1_at, params.own1, params.own1.of(item.batch, item.head), lists.own_token, params.head_dim);
@@ -189,18 +222,19 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
   for (auto& part : sum1) part[0] = part[1] = part[2] = part[3] = 0;
 
   for (int block = 0; block < lists.blocks; ++block) {
-    const BlockRows<kPartners>& partners = lists.partners[block % 2];
+    const Partners& partners = lists.partners[block % kLists];
     float s[kPartners / 8][4], dp[kPartners / 8][4];
     wait_copies<1>();
     __syncthreads();  // the first of the two partner arrays is there
-    walk.publish(plan, lists.partners[(block + 1) % 2]);
+    const bool walks = kListBlocks == 1 || block % kListBlocks == 0;
+    if (walks) walk.publish(plan, &lists.partners[(block + kListBlocks) % kLists]);
     const uint32_t(*from0)[4] = Shape::kOwnInRegisters ? held0 : nullptr;
     const uint32_t(*from1)[4] = Shape::kOwnInRegisters ? held1 : nullptr;
     if constexpr (kQueriesOwn) {
       multiply<T, kDim, kPartners>(dp, from1, a1, b1);
       wait_copies<0>();
       __syncthreads();  // B0 is there, the next list too, and everybody is done with B1
-      if (block + 1 < lists.blocks) load_partner1(lists.partners[(block + 1) % 2]);
+      if (block + 1 < lists.blocks) load_partner1(lists.partners[(block + 1) % kLists]);
       multiply<T, kDim, kPartners>(s, from0, a0, b0);
     } else {
       multiply<T, kDim, kPartners>(s, from0, a0, b0);
@@ -209,52 +243,60 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
       if constexpr (Shape::kNeedsDp) multiply<T, kDim, kPartners>(dp, from1, a1, b1);
     }
 
-    uint64_t visible[2] = {~uint64_t{0}, ~uint64_t{0}};
-    const bool plain = all_plain(partners);
-    if (!plain) {
-      const uint64_t mine = visible_partners(plan, partners, item.first + min(warp * 16 + lane % 16, item.count - 1));
-      visible[0] = __shfl_sync(~0u, mine, lane / 4) >> (lane % 4 * 2);
-      visible[1] = __shfl_sync(~0u, mine, lane / 4 + 8) >> (lane % 4 * 2);
-    }
-    walk.fetch(plan);
-
     uint32_t p_packed[kPartners / 16][4], ds_packed[kPartners / 16][4];
+    const auto weigh = [&](const auto& visible) {
 #pragma unroll
-    for (int n = 0; n < kPartners / 8; ++n) {
-      float2 column_lse{}, column_delta{};
-      if constexpr (!kQueriesOwn) {
-        column_lse = *reinterpret_cast<const float2*>(&lists.lse_log2[n * 8 + lane % 4 * 2]);
-        if constexpr (Shape::kNeedsDp) column_delta = *reinterpret_cast<const float2*>(&lists.delta[n * 8 + lane % 4 * 2]);
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float p[2], ds[2];
-#pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          const float lse = kQueriesOwn ? lse_log2[half] : i == 0 ? column_lse.x : column_lse.y;
-          p[i] = exp2_fast(fmaf(s[n][2 * half + i], params.scale_log2, -lse));
-          if constexpr (Shape::kNeedsDp) {
-            const float row_delta = kQueriesOwn ? delta[half] : i == 0 ? column_delta.x : column_delta.y;
-            ds[i] = p[i] * (dp[n][2 * half + i] - row_delta);
-          }
-          if (!plain && (visible[half] >> (n * 8) & (1 << i)) == 0) p[i] = ds[i] = 0;
+      for (int n = 0; n < kPartners / 8; ++n) {
+        [[maybe_unused]] float2 column_lse{}, column_delta{};
+        if constexpr (!kQueriesOwn) {
+          column_lse = *reinterpret_cast<const float2*>(&lists.lse_log2[n * 8 + lane % 4 * 2]);
+          if constexpr (Shape::kNeedsDp) column_delta = *reinterpret_cast<const float2*>(&lists.delta[n * 8 + lane % 4 * 2]);
         }
-        if constexpr (kSecond) p_packed[n / 2][n % 2 * 2 + half] = pack<T>(p[0], p[1]);
-        if constexpr (kFirst) ds_packed[n / 2][n % 2 * 2 + half] = pack<T>(ds[0], ds[1]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float p[2], ds[2];
+          const uint32_t seen = visible(half, n);
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const float lse = kQueriesOwn ? lse_log2[half] : i == 0 ? column_lse.x : column_lse.y;
+            p[i] = exp2_fast(fmaf(s[n][2 * half + i], params.scale_log2, -lse));
+            if constexpr (Shape::kNeedsDp) {
+              const float row_delta = kQueriesOwn ? delta[half] : i == 0 ? column_delta.x : column_delta.y;
+              ds[i] = p[i] * (dp[n][2 * half + i] - row_delta);
+            }
+            if ((seen & (1 << i)) == 0) p[i] = ds[i] = 0;
+          }
+          if constexpr (kSecond) p_packed[n / 2][n % 2 * 2 + half] = pack<T>(p[0], p[1]);
+          if constexpr (kFirst) ds_packed[n / 2][n % 2 * 2 + half] = pack<T>(ds[0], ds[1]);
+        }
       }
+    };
+    if (walks) walk.fetch(plan);
+    const bool plain = all_plain(partners);
+    if (Shape::kTwoWays && plain) {
+      weigh([](int, int) { return ~0u; });
+    } else {
+      using Bits = std::conditional_t<kPartners == 32, uint32_t, uint64_t>;
+      Bits low = ~Bits{0}, high = ~Bits{0};
+      if (!plain) {
+        const auto mine = static_cast<Bits>(visible_partners(plan, partners, item.first + min(warp * 16 + lane % 16, item.count - 1)));
+        low = __shfl_sync(~0u, mine, lane / 4) >> (lane % 4 * 2);
+        high = __shfl_sync(~0u, mine, lane / 4 + 8) >> (lane % 4 * 2);
+      }
+      weigh([&](int half, int n) { return static_cast<uint32_t>((half == 0 ? low : high) >> (n * 8)); });
     }
 
     if constexpr (kFirst) accumulate<T, kDim, kPartners>(sum0, ds_packed, b0_rows);
     __syncthreads();  // everybody is done with B0, lse and delta
     if (block + 1 < lists.blocks) {
-      load_partner0(lists.partners[(block + 1) % 2]);
+      load_partner0(lists.partners[(block + 1) % kLists]);
     } else {
       commit_copies();
     }
     if constexpr (!kQueriesOwn) {
       if constexpr (kSecond) accumulate<T, kDim, kPartners>(sum1, p_packed, b1_rows);
       __syncthreads();  // and with B1
-      if (block + 1 < lists.blocks) load_partner1(lists.partners[(block + 1) % 2]);
+      if (block + 1 < lists.blocks) load_partner1(lists.partners[(block + 1) % kLists]);
     }
   }
 
@@ -277,16 +319,15 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
     scatter<16, kDim>(a1_at, params.gradient1, params.gradient1.of(item.batch, item.head), lists.own_token, params.head_dim);
 }
 
-template <typename T, int kDim, Gradient kGradient>
+template <typename T, typename Shape>
 void launch_backward_sm80_as(BackwardParams params, int64_t batch, void* stream) {
-  using Shape = BackwardShape<kDim, kGradient>;
   params.schedule = Schedule::make<Shape::kRows>(params.plan.query, batch, params.schedule.heads);
-  launch<backward_sm80<T, kDim, kGradient>>({.name = "cuda.sm80 backward",
-                                             .grid = dim3(static_cast<unsigned>(params.schedule.items)),
-                                             .block = dim3(kThreads),
-                                             .shared_bytes = Shape::kSharedBytes,
-                                             .stream = stream},
-                                            params);
+  launch<backward_sm80<T, Shape>>({.name = "cuda.sm80 backward",
+                                   .grid = dim3(static_cast<unsigned>(params.schedule.items)),
+                                   .block = dim3(kThreads),
+                                   .shared_bytes = Shape::kSharedBytes,
+                                   .stream = stream},
+                                  params);
 }
 
 /// The passes over queries and over keys, each with schedule.heads set.
@@ -294,23 +335,43 @@ struct BackwardPasses {
   BackwardParams queries, keys;
 };
 
+template <typename T, int kDim, Gradient kGradient>
+void launch_backward_pass(const BackwardParams& params, int64_t batch, void* stream) {
+  if constexpr (kDim <= 128) {
+    const int dim = params.head_dim;
+    if (params.plan.mask_of == nullptr && copies_plainly(params.partner0, dim, kDim) && copies_plainly(params.partner1, dim, kDim)) {
+      return launch_backward_sm80_as<T, BackwardShape<kDim, kGradient, Path::kPlain>>(params, batch, stream);
+    }
+  }
+  launch_backward_sm80_as<T, BackwardShape<kDim, kGradient, Path::kAny>>(params, batch, stream);
+}
+
 template <typename T>
 void launch_backward_sm80(const BackwardPasses& passes, int64_t batch, void* stream) {
   const int head_dim = passes.queries.head_dim;
   if (head_dim > 128) {
-    launch_backward_sm80_as<T, 256, Gradient::kDq>(passes.queries, batch, stream);
-    launch_backward_sm80_as<T, 256, Gradient::kDk>(passes.keys, batch, stream);
-    launch_backward_sm80_as<T, 256, Gradient::kDv>(passes.keys, batch, stream);
+    launch_backward_pass<T, 256, Gradient::kDq>(passes.queries, batch, stream);
+    launch_backward_pass<T, 256, Gradient::kDk>(passes.keys, batch, stream);
+    launch_backward_pass<T, 256, Gradient::kDv>(passes.keys, batch, stream);
   } else if (head_dim > 64) {
-    launch_backward_sm80_as<T, 128, Gradient::kDq>(passes.queries, batch, stream);
-    launch_backward_sm80_as<T, 128, Gradient::kDkDv>(passes.keys, batch, stream);
+    launch_backward_pass<T, 128, Gradient::kDq>(passes.queries, batch, stream);
+    launch_backward_pass<T, 128, Gradient::kDkDv>(passes.keys, batch, stream);
   } else {
-    launch_backward_sm80_as<T, 64, Gradient::kDq>(passes.queries, batch, stream);
-    launch_backward_sm80_as<T, 64, Gradient::kDkDv>(passes.keys, batch, stream);
+    launch_backward_pass<T, 64, Gradient::kDq>(passes.queries, batch, stream);
+    launch_backward_pass<T, 64, Gradient::kDkDv>(passes.keys, batch, stream);
   }
+}
+
+/// After either kernel, where the plan has token masks.
+template <typename T>
+void launch_backward_repair(const BackwardPasses& passes, int64_t batch, void* stream) {
+  launch_repair<repair_backward<T, BackwardParams>>(passes.queries, batch, stream);
+  launch_repair<repair_backward<T, BackwardParams>>(passes.keys, batch, stream);
 }
 
 extern template void launch_backward_sm80<Bf16>(const BackwardPasses&, int64_t, void*);  // backward_sm80_bf16.cu
 extern template void launch_backward_sm80<F16>(const BackwardPasses&, int64_t, void*);   // backward_sm80_f16.cu
+extern template void launch_backward_repair<Bf16>(const BackwardPasses&, int64_t, void*);
+extern template void launch_backward_repair<F16>(const BackwardPasses&, int64_t, void*);
 
 }  // namespace slidetile::cuda

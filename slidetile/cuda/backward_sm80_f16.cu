@@ -4,5 +4,6 @@
 namespace slidetile::cuda {
 
 template void launch_backward_sm80<F16>(const BackwardPasses&, int64_t, void*);
+template void launch_backward_repair<F16>(const BackwardPasses&, int64_t, void*);
 
 }  // namespace slidetile::cuda

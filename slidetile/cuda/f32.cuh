@@ -49,13 +49,13 @@ __device__ __forceinline__ void multiply_rows(float (&s)[kF32WarpRows][2], const
   }
 }
 
-/// sum[r][i] += weights of row r times column lane + 32 i of the partners.
+/// sum[r][i] += weights of row r times column lane + 32 i of the partners. A weight of 0 takes nothing: a mask may hide a NaN there.
 __device__ __forceinline__ void accumulate_rows(float (&sum)[kF32WarpRows][kF32LaneColumns], const float (&weight)[kF32WarpRows][2],
                                                 const float* partners, int head_dim) {
   const int stride = f32_stride(head_dim), lane = threadIdx.x % 32;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-#pragma unroll 4
+#pragma unroll 2
     for (int j = 0; j < 32; ++j) {
       float w[kF32WarpRows];
 #pragma unroll
@@ -65,7 +65,7 @@ __device__ __forceinline__ void accumulate_rows(float (&sum)[kF32WarpRows][kF32L
         const int d = lane + 32 * i;
         const float value = d < head_dim ? partners[(half * 32 + j) * stride + d] : 0;
 #pragma unroll
-        for (int r = 0; r < kF32WarpRows; ++r) sum[r][i] = fmaf(w[r], value, sum[r][i]);
+        for (int r = 0; r < kF32WarpRows; ++r) sum[r][i] = fmaf(w[r], w[r] == 0 ? 0 : value, sum[r][i]);
       }
     }
   }

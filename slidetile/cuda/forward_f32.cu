@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kThreads) forward_f32(const __grid_constant__ 
   float *q = reinterpret_cast<float*>(shared + sizeof(F32Lists)), *buffer = q + kF32Rows * f32_stride(head_dim);
   const Item item = params.schedule.item<kF32Rows>(blockIdx.x, plan.query);
   if (item.count <= 0) return;
-  PartnerWalk<kF32Partners> walk;
+  PartnerWalk<BlockRows<kF32Partners>> walk;
   walk.start(plan, item, params.key_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.key_lengths[item.batch]);
   if (threadIdx.x < kF32Rows) {
     const int r = threadIdx.x;
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kThreads) forward_f32(const __grid_constant__ 
   for (float& m : maximum) m = -kInfinity;
   for (int block = 0; block < blocks; ++block) {
     walk.fetch(plan);
-    walk.publish(plan, lists.partners);
+    walk.publish(plan, &lists.partners);
     __syncthreads();
     load_rows(buffer, kF32Partners, params.k, params.k.of(item.batch, item.head), lists.partners.token, head_dim);
     __syncthreads();

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <type_traits>
 
 #include "slidetile/cuda/async_copy.cuh"
 #include "slidetile/cuda/mma.cuh"
@@ -14,6 +15,9 @@ namespace slidetile::cuda {
 inline constexpr int kThreads = 128, kWarps = 4;
 inline constexpr int kSharedEverywhere = 99 * 1024;  // bytes that a block can have on every device since Ampere
 
+/// kPlain: no token masks, aligned rows, head_dim is kDim.
+enum class Path { kAny, kPlain };
+
 /// A tensor in bytes. `vectors`: every row starts at a multiple of 16 bytes and head_dim is a multiple of 8 elements.
 struct Rows {
   char* data = nullptr;
@@ -22,6 +26,11 @@ struct Rows {
 
   __device__ __forceinline__ char* of(int b, int h) const { return data + b * batch + h * head; }
 };
+
+/// Whether RowCopier can address the rows: from one to the next in 32 bits.
+inline bool copies_plainly(const Rows& rows, int64_t head_dim, int64_t columns) {
+  return rows.vectors && head_dim == columns && rows.token >= 0 && rows.token <= INT32_MAX;
+}
 
 inline Rows rows_of(const TensorView& view) {
   const int64_t size = size_of(view.dtype);
@@ -74,6 +83,9 @@ struct Schedule {
 /// What is known of a block of kPartners rows on the other side (keys, for a block of queries), in shared memory.
 template <int kPartners>
 struct BlockRows {
+  static constexpr int kRows = kPartners;
+  static __device__ __forceinline__ int slot(int row) { return row; }
+
   int32_t token[kPartners];   // -1: no token, or one past the length
   int64_t mask[kPartners];    // first word of the mask of the row's entry, -1: all visible
   int32_t within[kPartners];  // place in its tile
@@ -82,11 +94,25 @@ struct BlockRows {
   uint32_t plain[kPartners / 32];  // and without a mask
 };
 
-/// Thread r of the first kPartners follows rows r, r + kPartners, ... of the concatenated tiles of a row of the plan. Its state may live in
-/// shared memory where registers are scarce.
-template <int kPartners>
+/// The same of a plan without token masks. Rows r, r + kGroups, ... stand side by side, so that the thread which copies them reads their
+/// tokens at once.
+template <int kPartners, int kGroups>
+struct PlainRows {
+  static constexpr int kRows = kPartners;
+  static __device__ __forceinline__ int slot(int row) { return row % kGroups * (kPartners / kGroups) + row / kGroups; }
+
+  alignas(16) int32_t token[kPartners];
+  alignas(8) uint32_t valid[kPartners / 32];
+};
+
+/// Thread r of the first kBlocks * Block::kRows follows rows r, r + kBlocks * Block::kRows, ... of the concatenated tiles of a row of the
+/// plan: kBlocks blocks at a time. Its state may live in shared memory where registers are scarce.
+template <typename Block, int kBlocks = 1>
 class PartnerWalk {
  public:
+  static constexpr int kPartners = Block::kRows * kBlocks;
+  static constexpr bool kMasks = requires(Block b) { b.mask; };
+
   __device__ __forceinline__ void start(const PlanView& plan, const Item& item, int length) {
     if (threadIdx.x >= kPartners) return;
     length_ = length;
@@ -114,23 +140,25 @@ class PartnerWalk {
     token_ = entry_ < last_ ? plan.key.token[first_ + offset_] : -1;
   }
 
-  /// Writes the block. Called by all threads; needs a barrier after it.
-  __device__ __forceinline__ void publish(const PlanView& plan, BlockRows<kPartners>& rows) const {
+  /// Writes kBlocks blocks. Called by all threads; needs a barrier after it.
+  __device__ __forceinline__ void publish(const PlanView& plan, Block* blocks) const {
     if (threadIdx.x >= kPartners) return;
-    const int r = threadIdx.x, token = token_ < length_ ? token_ : -1;
-    int mask = -1;
-    if (plan.mask_of != nullptr) {
-      const bool inside = entry_ < last_;
-      if (inside) mask = plan.mask_of[entry_];
-      rows.mask[r] = mask < 0 ? -1 : plan.mask_begin[mask];
-      rows.within[r] = inside ? offset_ : 0;
-      rows.tile_size[r] = inside ? size_ : kPartners;
-    }
-    rows.token[r] = token;
-    const uint32_t valid = __ballot_sync(~0u, token >= 0), masked = __ballot_sync(~0u, mask >= 0);
-    if (r % 32 == 0) {
-      rows.valid[r / 32] = valid;
-      rows.plain[r / 32] = valid & ~masked;
+    Block& rows = blocks[threadIdx.x / Block::kRows];
+    const int r = threadIdx.x % Block::kRows, token = token_ < length_ ? token_ : -1;
+    rows.token[Block::slot(r)] = token;
+    const uint32_t valid = __ballot_sync(~0u, token >= 0);
+    if (r % 32 == 0) rows.valid[r / 32] = valid;
+    if constexpr (kMasks) {
+      int mask = -1;
+      if (plan.mask_of != nullptr) {
+        const bool inside = entry_ < last_;
+        if (inside) mask = plan.mask_of[entry_];
+        rows.mask[r] = mask < 0 ? -1 : plan.mask_begin[mask];
+        rows.within[r] = inside ? offset_ : 0;
+        rows.tile_size[r] = inside ? size_ : kPartners;
+      }
+      const uint32_t masked = __ballot_sync(~0u, mask >= 0);
+      if (r % 32 == 0) rows.plain[r / 32] = valid & ~masked;
     }
   }
 
@@ -167,8 +195,17 @@ __device__ __forceinline__ int partner_blocks(const PlanView& plan, const Item& 
 
 __device__ __forceinline__ bool all_plain(const BlockRows<64>& rows) { return (rows.plain[0] & rows.plain[1]) == ~0u; }
 __device__ __forceinline__ bool all_plain(const BlockRows<32>& rows) { return rows.plain[0] == ~0u; }
+template <int kGroups>
+__device__ __forceinline__ bool all_plain(const PlainRows<64, kGroups>& rows) {
+  const uint2 valid = *reinterpret_cast<const uint2*>(rows.valid);
+  return (valid.x & valid.y) == ~0u;
+}
 
 /// Bit r: row r of the block is visible to row `own` of the item's tile.
+template <int kPartners, int kGroups>
+__device__ __forceinline__ uint64_t visible_partners(const PlanView&, const PlainRows<kPartners, kGroups>& rows, int) {
+  return uint64_t{rows.valid[kPartners / 32 - 1]} << 32 | rows.valid[0];
+}
 template <int kPartners>
 __device__ __forceinline__ uint64_t visible_partners(const PlanView& plan, const BlockRows<kPartners>& rows, int own) {
   constexpr int kHigh = kPartners / 32 - 1;
@@ -227,6 +264,55 @@ __device__ __forceinline__ void gather(uint32_t to, const Rows& rows, const char
   }
   commit_copies();
 }
+
+/// One instruction, where the compiler would widen the operands first.
+__device__ __forceinline__ const char* row_address(const char* base, int token, int stride) {
+  const char* address;
+  asm("mad.wide.s32 %0, %1, %2, %3;" : "=l"(address) : "r"(token), "r"(stride), "l"(base));
+  return address;
+}
+
+/// Where a thread of kOfThreads copies its part of a block of PlainRows: the same 16 bytes of every kGroups-th row.
+template <int kColumns, int kOfThreads = kThreads>
+struct RowCopier {
+  static constexpr int kChunks = kColumns / 8, kGroups = kOfThreads / kChunks;
+
+  /// Rows of `rows` into a Swizzled<kColumns> array at `to`; `from` and `stride` in bytes. Begins copies and commits them as one group.
+  template <int kPartners>
+  static __device__ __forceinline__ void copy(uint32_t to, const char* from, int stride, const PlainRows<kPartners, kGroups>& rows) {
+    constexpr int kOwn = kPartners / kGroups;
+    const int chunk = threadIdx.x % kChunks, group = threadIdx.x / kChunks;
+    const int32_t* tokens = rows.token + group * kOwn;
+    from += chunk * 16;
+    to += Swizzled<kColumns>::offset(group, chunk);
+    if (all_plain(rows)) {
+      alignas(16) int32_t token[kOwn];
+      static_assert(kOwn == 2 || kOwn % 4 == 0);
+      using Some = std::conditional_t<kOwn == 2, int2, int4>;
+#pragma unroll
+      for (int i = 0; i < kOwn * 4 / static_cast<int>(sizeof(Some)); ++i) {
+        reinterpret_cast<Some*>(token)[i] = reinterpret_cast<const Some*>(tokens)[i];
+      }
+#pragma unroll
+      for (int i = 0; i < kOwn; ++i) {
+        copy_async(place(to, i), row_address(from, token[i], stride));
+      }
+    } else {
+#pragma unroll 1
+      for (int i = 0; i < kOwn; ++i) {
+        const int token = tokens[i];
+        copy_async(place(to, i), row_address(from, max(token, 0), stride), token >= 0 ? 16 : 0);
+      }
+    }
+    commit_copies();
+  }
+
+ private:
+  // Of the i-th row of a thread whose first is at `to`, in an array at a multiple of 128.
+  static __device__ __forceinline__ uint32_t place(uint32_t to, int i) {
+    return (to ^ (i * kGroups % 8 << 4)) + i * kGroups * Swizzled<kColumns>::kRowBytes;
+  }
+};
 
 /// Rows of one warp from a Swizzled<kColumns> array to a tensor; rows whose token is -1 are left out.
 template <int kWarpRows, int kColumns>
