@@ -30,7 +30,7 @@ using namespace slidetile::test;
 namespace {
 
 constexpr int kWarm = 25, kTimed = 40, kRounds = 2;
-constexpr int kProductWarm = 10, kProductTimed = 40;
+constexpr int kProductWarm = 100, kProductTimed = 150;  // shorter ones swing by 10 % as the card's clock follows its power
 constexpr double kSecondsToSteady = 4;
 double longest_round_seconds = 1.5;
 
@@ -125,13 +125,13 @@ double time_together(const Launch& launch, int launches) {
 template <typename Launch>
 Timing time_steady(const Launch& launch) {
   const double one = time_together(launch, 2);
-  const auto within = [&](int count) {
-    return std::clamp(static_cast<int>(longest_round_seconds * 1000 / one), 2, count);
+  const auto within = [&](int count, double seconds) {
+    return std::clamp(static_cast<int>(seconds * 1000 / one), 2, count);
   };
   Timing timing;
   for (int round = 0; round < kRounds; ++round) {
-    time_together(launch, within(kWarm));
-    timing.milliseconds.push_back(time_together(launch, within(kTimed)));
+    time_together(launch, within(kWarm, longest_round_seconds / 2));
+    timing.milliseconds.push_back(time_together(launch, within(kTimed, longest_round_seconds)));
   }
   return timing;
 }
