@@ -56,9 +56,9 @@ struct BenchCase {
   DType dtype = DType::kBf16;
   std::vector<Bar> bars = {};  // the first that fits counts
 
-  double to_reach(const std::string& name) const {
+  double to_reach(const std::string& of_kernel) const {
     for (const Bar& bar : bars) {
-      if (name.starts_with(bar.kernel)) return bar.fraction;
+      if (of_kernel.starts_with(bar.kernel)) return bar.fraction;
     }
     return 0;
   }
