@@ -585,7 +585,6 @@ __device__ __forceinline__ float quad_maximum(float m) {
 /// sum nears the end of that range has overflowed, and its item is computed again by LazySoftmax.
 template <int kSums>
 struct FirstStepSoftmax {
-  static constexpr int kParts = 4;
   static constexpr float kHeadroom = 40;         // log2: exponentials of the first step are at most 2^-40
   static constexpr float kLargestSum = 0x1p60f;  // leaves 2^67 for values
   float minus_reference[2] = {0, 0}, sum[2] = {0, 0};
@@ -606,7 +605,6 @@ struct FirstStepSoftmax {
 /// stay below 256, and the sums are exact in the end whatever the reference is.
 template <int kSums>
 struct LazySoftmax {
-  static constexpr int kParts = 2;
   float minus_reference[2] = {0, 0};  // log2 units; 0 while a row has seen no key
   float limit[2];                     // of raw scores: above it the reference is raised
   float sum[2] = {0, 0};
@@ -684,7 +682,7 @@ struct ForwardConsumer {
   using Control = typename Layout::Control;
   static constexpr int kScores = kStepRows / 2, kSums = kDim / 2;
   using Softmax = SoftmaxOf<kSums>;
-  static constexpr int kParts = Softmax::kParts;  // of a step's second product, each in the shadow of the next part's exponentials
+  static constexpr int kParts = 4;  // of a step's second product, each in the shadow of the next part's exponentials
 
   const HopperForwardParams& p;
   const Control& control;
@@ -864,23 +862,14 @@ struct ForwardConsumer {
           uint32_t packed[kScores / 2];
           const Descriptor v{values.low + v_stage * (Layout::kStageBytes >> 4), values.high};
           exponentials<0>(s, packed, softmax);
-          uint32_t wait_now = negative(softmax.sum);
-          if constexpr (kDim == 64) {  // packing, too, belongs between the exponentials; with head_dim 128 that costs more than it gains
-            uint32_t any = 0;
-#pragma unroll
-            for (int i = 0; i < kScores / 2 / kParts; ++i) any |= packed[i];
-            wait_now |= any >> 31;
-          }
-          if (!v_here | (wait_now != 0)) barrier_wait(v_full, v_phase);
+          if (!v_here | (negative(softmax.sum) != 0)) barrier_wait(v_full, v_phase);
           add_values<0>(o, packed, v);
           exponentials<1>(s, packed, softmax);
           add_values<1>(o, packed, v);
-          if constexpr (kParts == 4) {
-            exponentials<2>(s, packed, softmax);
-            add_values<2>(o, packed, v);
-            exponentials<3>(s, packed, softmax);
-            add_values<3>(o, packed, v);
-          }
+          exponentials<2>(s, packed, softmax);
+          add_values<2>(o, packed, v);
+          exponentials<3>(s, packed, softmax);
+          add_values<3>(o, packed, v);
           v_ring.advance();
           step = wait_step(k_ring, softmax.sum);  // while the products run
           wgmma_wait<0>();
