@@ -11,11 +11,20 @@ namespace {
 constexpr int64_t kLargestHeadDim = 256;
 constexpr uintptr_t kWorkspaceAlignment = 256;
 
-std::string shape_of(const TensorView& view) {
-  std::string text = "[";
-  for (size_t axis = 0; axis < 4; ++axis) text += (axis != 0 ? ", " : "") + std::to_string(view.shape[axis]);
-  return text + "]";
+// Texts of messages, made only where one is thrown: a call checks its tensors every time.
+struct ShapeText {
+  const TensorView& view;
+};
+std::ostream& operator<<(std::ostream& out, const ShapeText& text) {
+  out << "[";
+  for (size_t axis = 0; axis < 4; ++axis) out << (axis != 0 ? ", " : "") << text.view.shape[axis];
+  return out << "]";
 }
+
+struct DeviceText {
+  const Device& device;
+};
+std::ostream& operator<<(std::ostream& out, const DeviceText& text) { return out << to_string(text.device); }
 
 struct Named {
   const char* name;
@@ -25,9 +34,9 @@ struct Named {
 void require_like(const char* where, const Named& given, const TensorView& like, DType dtype) {
   const auto& [name, view] = given;
   require(view.data != nullptr, where, ": ", name, " has no data");
-  require(view.shape == like.shape, where, ": ", name, " is ", shape_of(view), ", expected ", shape_of(like));
+  require(view.shape == like.shape, where, ": ", name, " is ", ShapeText{view}, ", expected ", ShapeText{like});
   require(view.dtype == dtype, where, ": ", name, " is ", to_string(view.dtype), ", expected ", to_string(dtype));
-  require(view.device == like.device, where, ": ", name, " is on ", to_string(view.device), ", q is on ", to_string(like.device));
+  require(view.device == like.device, where, ": ", name, " is on ", DeviceText{view.device}, ", q is on ", DeviceText{like.device});
   require(view.shape[3] <= 1 || view.strides[3] == 1, where, ": ", name, " has stride ", view.strides[3], " along head_dim, expected 1");
   span_of(view);
 }
@@ -40,7 +49,7 @@ TensorView with_shape(TensorView like, std::array<int64_t, 4> shape) {
 void check_inputs(const char* where, const ForwardTensors& t, const PlanView& plan, const AttentionOptions& options) {
   const TensorView& q = t.q;
   require(q.data != nullptr, where, ": q has no data");
-  require(q.batch() > 0 && q.heads() > 0 && q.tokens() > 0, where, ": q is ", shape_of(q),
+  require(q.batch() > 0 && q.heads() > 0 && q.tokens() > 0, where, ": q is ", ShapeText{q},
           ", expected [batch, heads, tokens, head_dim] with none of them 0");
   require(q.head_dim() >= 1 && q.head_dim() <= kLargestHeadDim, where, ": head_dim is ", q.head_dim(), ", expected 1 to ", kLargestHeadDim);
   require_like(where, {"q", q}, q, q.dtype);
@@ -54,7 +63,7 @@ void check_inputs(const char* where, const ForwardTensors& t, const PlanView& pl
   require_like(where, {"out", t.out}, q, q.dtype);
   if (t.lse) require_like(where, {"lse", t.lse}, with_shape(q, {q.batch(), q.heads(), q.tokens(), 1}), DType::kF32);
   require(plan.heads == 1 || plan.heads == q.heads(), where, ": q has ", q.heads(), " heads, the plan has ", plan.heads);
-  require(plan.device == q.device, where, ": the plan is on ", to_string(plan.device), ", q is on ", to_string(q.device));
+  require(plan.device == q.device, where, ": the plan is on ", DeviceText{plan.device}, ", q is on ", DeviceText{q.device});
   require(std::isfinite(options.scale), where, ": scale is ", options.scale, ", expected a finite number");
   if (!options.key_lengths.empty()) {
     require(static_cast<int64_t>(options.key_lengths.size()) == q.batch(), where, ": key_lengths has ", options.key_lengths.size(),

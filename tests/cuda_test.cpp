@@ -257,6 +257,56 @@ TEST_CASE("rows off alignment") {
   }
 }
 
+TEST_CASE("q, k and v packed in one tensor") {
+  for (const int64_t head_dim : {64, 128}) {
+    for (const Layout layout : {Layout::kBhsd, Layout::kBshd}) {
+      AttentionCase c = video_case(head_dim);
+      c.key_lengths.clear();
+      DeviceProblem p(c, DType::kBf16);
+      const DeviceTensor packed(DType::kBf16, {c.batch, 3 * c.heads, p.q.view.tokens(), head_dim}, layout);
+      packed.fill(5, 1, nullptr);
+      const auto part = [&](int64_t index) {
+        TensorView view = packed.view;
+        view.data = static_cast<char*>(view.data) + index * c.heads * view.strides[1] * size_of(view.dtype);
+        view.shape[1] = c.heads;
+        return view;
+      };
+      p.q.view = part(0);
+      p.k.view = part(1);
+      p.v.view = part(2);
+      const ReferenceResult want = reference_forward_on_device(p.reference());
+      for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) {
+        if (kernel == "cuda.f32") continue;
+        CAPTURE(kernel);
+        p.out.poison();
+        p.run_forward(kernel);
+        CHECK(off(p.out, want.out) <= tolerance(DType::kBf16));
+      }
+    }
+  }
+}
+
+TEST_CASE("scores far above those of the first keys") {
+  for (const int64_t head_dim : {64, 128}) {
+    for (const Dim3& tile : {Dim3{6, 8, 8}, Dim3{4, 4, 4}, Dim3{3, 5, 7}}) {
+      AttentionCase c = video_case(head_dim);
+      c.tile = tile;
+      c.logit_scale = 300;
+      DeviceProblem p(c, DType::kBf16);
+      const ReferenceResult want = reference_forward_on_device(p.reference());
+      for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) {
+        if (kernel == "cuda.f32") continue;
+        CAPTURE(kernel);
+        p.out.poison();
+        p.lse.poison();
+        p.run_forward(kernel);
+        CHECK(off(p.out, want.out) <= tolerance(DType::kBf16));
+        CHECK(lse_off(p.lse, want.lse) <= lse_tolerance(c));
+      }
+    }
+  }
+}
+
 TEST_CASE("random problems") {
   for (uint64_t seed = 1; seed <= kRandomProblems; ++seed) {
     const bool f32 = seed % 8 == 0;

@@ -58,6 +58,19 @@ tree slidetile/plan.h '#pragma once';                                    expect 
 tree slidetile/plan.h '// A header.';                                    expect bad 'no #pragma once' text
 tree; printf 'int a;' >"$work/tree/slidetile/plan.cpp";                  expect bad 'no newline' text
 
+# race KERNEL FIRST SECOND: a log of racecheck with one report.
+race() {
+  printf '========= %s\n' "Error: Race reported between $2 access at void slidetile::cuda::$1<(int)64>(Params)+0x10" \
+    "    and $3 access at void slidetile::cuda::$1<(int)64>(Params)+0x20 [4 hazards]" 'RACECHECK SUMMARY: 1 hazard displayed' >"$work/race.log"
+}
+races() { bash tools/check_racecheck.sh "$work/race.log"; }
+race forward_sm90 Write Read;                                            expect good '' races
+race forward_sm90 Read Write;                                            expect good '' races
+race forward_sm90 Write Write;                                           expect bad 'forward_sm90 Write Write' races
+race forward_sm80 Read Write;                                            expect bad 'forward_sm80 Read Write' races
+echo '========= RACECHECK SUMMARY: 0 hazards displayed' >"$work/race.log"; expect good '' races
+echo '========= Error: out of memory' >"$work/race.log";                 expect bad 'did not finish' races
+
 # build FLAGS SOURCE: one object as CMake would leave it.
 build() {
   rm -rf "$work/build"; mkdir -p "$work/build/CMakeFiles/slidetile.dir"

@@ -49,9 +49,10 @@ if [ $status -eq 77 ]; then cat "$out/probe.log"; exit 77; fi
 run cuda_test 300 "$build"/tests/cuda_test --test-case-exclude='sanitizer*'
 tail -n 12 "$out/cuda_test.log"
 if command -v compute-sanitizer >/dev/null; then
-  for tool in memcheck racecheck synccheck; do
+  for tool in memcheck synccheck; do
     run "$tool" 180 compute-sanitizer --error-exitcode 1 --tool "$tool" "$build"/tests/cuda_test --test-case='sanitizer*'
   done
+  run racecheck 180 tools/check_racecheck.sh "$out/racecheck_reports.log" "$build"/tests/cuda_test --test-case='sanitizer*'
 else
   echo "compute-sanitizer: not found, skipped"
   checks+=('"sanitizer": "skipped"')

@@ -1,5 +1,6 @@
 // Forward attention on Hopper: which problems it takes, and the arguments of its launch.
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <limits>
 
@@ -13,7 +14,9 @@
 namespace slidetile::cuda {
 namespace {
 
-constexpr int64_t kWorkspaceBytes = 256;
+// The workspace: items taken by the launch, by the one that repeats overflowed items, and their number; for each item whether it has
+// overflowed; which ones have. Zero at first up to the last.
+constexpr int64_t kWord = sizeof(int32_t), kOverflows = 2, kHasOverflowed = 4;
 
 const char* forward_unavailable() noexcept { return unavailable(Needs::kHopper); }
 
@@ -43,7 +46,9 @@ const char* forward_why_not(const ForwardArgs& args) noexcept {
   return nullptr;
 }
 
-int64_t forward_workspace_bytes(const ForwardArgs&) noexcept { return kWorkspaceBytes; }
+int64_t forward_workspace_bytes(const ForwardArgs& args) noexcept {
+  return kWord * (kHasOverflowed + 2 * work_items(static_cast<const Lowering*>(args.plan.lowering)->forward, args.q));
+}
 
 // Tokens that are in use whatever the lengths say.
 int32_t always_in_use(const TilingView& tiling) noexcept { return static_cast<int32_t>(tiling.extra.before + tiling.canvas.volume()); }
@@ -74,7 +79,11 @@ void forward_run(const ForwardArgs& args) {
   params.lowering = lowering;
   params.query_lengths = args.query_lengths;
   params.key_lengths = args.key_lengths;
-  params.counter = static_cast<int32_t*>(args.workspace);
+  auto* const workspace = static_cast<int32_t*>(args.workspace);
+  params.counter = workspace;
+  params.overflows = workspace + kOverflows;
+  params.has_overflowed = workspace + kHasOverflowed;
+  params.overflowed = params.has_overflowed + items;
   params.out = args.out.data;
   params.lse = static_cast<float*>(args.lse.data);
   for (size_t axis = 0; axis < 3; ++axis) {
@@ -99,7 +108,7 @@ void forward_run(const ForwardArgs& args) {
 
   const CurrentDevice current(args.q.device.index);
   const auto stream = static_cast<cudaStream_t>(args.stream);
-  check(cudaMemsetAsync(params.counter, 0, sizeof(int32_t), stream), "forward_sm90: cudaMemsetAsync");
+  check(cudaMemsetAsync(workspace, 0, static_cast<size_t>(kWord * (kHasOverflowed + items)), stream), "forward_sm90: cudaMemsetAsync");
   const int clusters = properties_of(args.q.device.index).multiprocessors / lowering.cluster;
   const ForwardLaunch how{.head_dim = static_cast<int>(args.q.head_dim()),
                           .step_rows = lowering.step_rows,

@@ -38,6 +38,9 @@ struct HopperForwardParams {
   const int32_t* query_lengths;
   const int32_t* key_lengths;
   int32_t* counter;  // items taken
+  // Items that overflowed (FirstStepSoftmax): how many, which ones, and for each item whether it is among them.
+  int32_t *overflows, *overflowed, *has_overflowed;
+  bool only_overflowed;  // work on those
   void* out;
   float* lse;
   int64_t out_strides[3], lse_strides[3];  // elements between batch items, heads, tokens
@@ -52,8 +55,8 @@ struct HopperForwardParams {
 inline constexpr int kItemSlots = 4, kPartBatches = 4, kPartsPerBatch = 32;
 
 struct ItemSlot {
-  int32_t head, batch, query_length, pad;  // head -1: no more items
-  Block unit[kUnitsPerCta];                // flags 0: none
+  int32_t head, batch, query_length, index;  // head -1: no more items
+  Block unit[kUnitsPerCta];                  // flags 0: none
 };
 
 /// A block to load, or a mark. flags: BlockFlag, from bit 8 on which warpgroups of this CTA see it.
@@ -243,17 +246,23 @@ struct ForwardProducer {
     }
   }
 
+  __device__ __forceinline__ int32_t take_item() {
+    const int32_t index = atomicAdd(p.counter, 1);
+    if (!p.only_overflowed) return index;
+    return index < *p.overflows ? p.overflowed[index] : p.total_items;
+  }
+
   __device__ __forceinline__ int32_t next_index(uint32_t turn) {
     if constexpr (kCluster == 1) {
       int32_t index = 0;
-      if (lane == 0) index = atomicAdd(p.counter, 1);
+      if (lane == 0) index = take_item();
       return __shfl_sync(kAllLanes, index, 0);
     } else {
       // CTA 0 takes the item and tells CTA 1.
       const uint32_t slot = turn & 1, phase = turn / 2 & 1;
       int32_t index = 0;
       if (rank == 0) {
-        if (lane == 0) index = atomicAdd(p.counter, 1);
+        if (lane == 0) index = take_item();
         barrier_wait(address(&control.next_empty[slot]), phase ^ 1);
         if (lane == 0) {
           store_async(cluster_address(address(&control.next_item[slot]), 1), static_cast<uint32_t>(index),
@@ -276,6 +285,7 @@ struct ForwardProducer {
       int32_t index = next_index(turn);
       ItemSlot& slot = control.item[turn % kItemSlots];
       barrier_wait_idle(address(&control.item_empty[turn % kItemSlots]), (turn / kItemSlots & 1) ^ 1);
+      if (lane == 0) slot.index = index;
       const bool last = index >= p.total_items;
       int32_t row = -1, key_length = 0;
       if (last) {
@@ -556,6 +566,41 @@ __device__ __forceinline__ void transpose_quad(uint32_t (&x)[4], uint32_t quad_l
   }
 }
 
+/// The larger of a row's scores in this thread.
+template <int kScores>
+__device__ __forceinline__ float row_maximum(const float (&s)[kScores], int row) {
+  float m = fmaxf(s[2 * row], s[2 * row + 1]);
+#pragma unroll
+  for (int i = 4; i < kScores; i += 4) m = fmaxf(m, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
+  return m;
+}
+/// The largest of four lanes, which share a row.
+__device__ __forceinline__ float quad_maximum(float m) {
+  m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
+  return fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+}
+
+/// The softmax of the two rows of a thread with the maximum of the first step as its reference, whatever comes later: sums and the
+/// exponentials in bf16 have the range of f32, which spares a look at every score. A row whose later scores are so much larger that its
+/// sum nears the end of that range has overflowed, and its item is computed again by LazySoftmax.
+template <int kSums>
+struct FirstStepSoftmax {
+  static constexpr float kHeadroom = 40;         // log2: exponentials of the first step are at most 2^-40
+  static constexpr float kLargestSum = 0x1p60f;  // leaves 2^67 for values
+  float minus_reference[2] = {0, 0}, sum[2] = {0, 0};
+  bool first = true;
+
+  template <int kScores>
+  __device__ __forceinline__ void prepare(const float (&s)[kScores], float (&)[kSums], const HopperForwardParams& p) {
+    if (first) [[unlikely]] {
+#pragma unroll
+      for (int row = 0; row < 2; ++row) minus_reference[row] = -quad_maximum(row_maximum(s, row)) * p.scale_log2 - kHeadroom;
+      first = false;
+    }
+  }
+  static __device__ __forceinline__ bool overflowed(float row_sum) { return !(row_sum <= kLargestSum); }
+};
+
 /// The softmax of the two rows of a thread, with a maximum that is raised only when a score exceeds it by 8 in log2: the exponentials then
 /// stay below 256, and the sums are exact in the end whatever the reference is.
 template <int kSums>
@@ -568,21 +613,11 @@ struct LazySoftmax {
   __device__ __forceinline__ LazySoftmax() { limit[0] = limit[1] = -INFINITY; }
 
   template <int kScores>
-  static __device__ __forceinline__ float row_maximum(const float (&s)[kScores], int row) {
-    float m = fmaxf(s[2 * row], s[2 * row + 1]);
-#pragma unroll
-    for (int i = 4; i < kScores; i += 4) m = fmaxf(m, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
-    return m;
-  }
-
-  template <int kScores>
   __device__ __forceinline__ void raise(const float (&s)[kScores], float (&o)[kSums], const HopperForwardParams& p) {
     bool positive = true;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      float m = row_maximum(s, row);
-      m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-      m = fmaxf(m, __shfl_xor_sync(~0u, m, 2));
+      const float m = quad_maximum(row_maximum(s, row));
       if (m > limit[row]) {
         const float reference = m * p.scale_log2;
         const float factor = limit[row] == -INFINITY ? 0.0f : exp2_fast(-minus_reference[row] - reference);
@@ -612,8 +647,10 @@ struct LazySoftmax {
     return max(m[0], m[1]);
   }
 
+  static __device__ __forceinline__ bool overflowed(float) { return false; }
+
   template <int kScores>
-  __device__ __forceinline__ void check(const float (&s)[kScores], float (&o)[kSums], const HopperForwardParams& p) {
+  __device__ __forceinline__ void prepare(const float (&s)[kScores], float (&o)[kSums], const HopperForwardParams& p) {
     bool exceeds;
     if (integers) [[likely]] {
       exceeds = (row_maximum_bits(s, 0) > __float_as_int(limit[0])) | (row_maximum_bits(s, 1) > __float_as_int(limit[1]));
@@ -625,11 +662,27 @@ struct LazySoftmax {
   }
 };
 
-template <typename T, int kDim, int kStepRows, int kCluster>
+/// A descriptor in two words, joined where it is used: in one, the compiler computes its masks again for each use.
+struct Descriptor {
+  uint32_t low, high;
+
+  __device__ __forceinline__ Descriptor(uint32_t low_word, uint32_t high_word) : low(low_word), high(high_word) {}
+  __device__ __forceinline__ explicit Descriptor(uint64_t whole)
+      : low(uniform(static_cast<uint32_t>(whole))), high(static_cast<uint32_t>(whole >> 32)) {}
+  __device__ __forceinline__ uint64_t advanced(uint32_t bytes) const {
+    uint64_t whole;
+    asm volatile("mov.b64 %0, {%1, %2};" : "=l"(whole) : "r"(low + (bytes >> 4)), "r"(high));
+    return whole;
+  }
+};
+
+template <typename T, int kDim, int kStepRows, int kCluster, template <int> typename SoftmaxOf>
 struct ForwardConsumer {
   using Layout = ForwardLayout<kDim, kStepRows>;
   using Control = typename Layout::Control;
   static constexpr int kScores = kStepRows / 2, kSums = kDim / 2;
+  using Softmax = SoftmaxOf<kSums>;
+  static constexpr int kParts = 4;  // of a step's second product, each in the shadow of the next part's exponentials
 
   const HopperForwardParams& p;
   const Control& control;
@@ -663,10 +716,10 @@ struct ForwardConsumer {
     }
   }
 
-  /// Exponentials of half of the scores, packed as the second product takes them.
-  template <int kFirst>
-  __device__ __forceinline__ void exponentials(float (&s)[kScores], uint32_t (&packed)[kScores / 2], LazySoftmax<kSums>& softmax) const {
-    constexpr int kCount = kScores / 2, kLag = 8;
+  /// Exponentials of a part of the scores, packed as the second product takes them.
+  template <int kPart>
+  __device__ __forceinline__ void exponentials(float (&s)[kScores], uint32_t (&packed)[kScores / 2], Softmax& softmax) const {
+    constexpr int kCount = kScores / kParts, kFirst = kPart * kCount, kLag = 8;
 #pragma unroll
     for (int i = 0; i < kCount + kLag; i += 2) {
       if (i < kCount) {
@@ -684,17 +737,19 @@ struct ForwardConsumer {
     pin(softmax.sum);
   }
 
-  template <int kFirst>
-  __device__ __forceinline__ void add_values(float (&o)[kSums], const uint32_t (&packed)[kScores / 2], uint64_t v) const {
-    constexpr int kSlices = kStepRows / 32;
+  /// The product of a part of the weights with its values, added to o.
+  template <int kPart>
+  __device__ __forceinline__ void add_values(float (&o)[kSums], const uint32_t (&packed)[kScores / 2], Descriptor v) const {
+    constexpr int kSlices = kStepRows / 16 / kParts;
+    wgmma_fence();
 #pragma unroll
-    for (int k = kFirst; k < kFirst + kSlices; ++k) {
-      wgmma_registers<T, kDim, 1>(o, &packed[4 * k], advanced(v, row_slice(k)), 1);
+    for (int k = kPart * kSlices; k < (kPart + 1) * kSlices; ++k) {
+      wgmma_registers<T, kDim, 1>(o, &packed[4 * k], v.advanced(row_slice(k)), 1);
     }
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void store(const ItemSlot& item, float (&o)[kSums], LazySoftmax<kSums>& softmax) const {
+  __device__ __forceinline__ void store(const ItemSlot& item, float (&o)[kSums], Softmax& softmax) const {
     const Block& block = item.unit[unit];
     const uint32_t flags = block.flags;
     if (flags == 0) return;
@@ -712,6 +767,9 @@ struct ForwardConsumer {
         token = p.before + ((block.t + line / box_h) * p.canvas_h + block.h + line % box_h) * p.canvas_w + block.w + row % box_w;
       }
       const bool inside = (block.valid[row / 32] >> (row % 32) & 1) != 0, used = token < item.query_length && sum != 0;
+      if (inside && used && Softmax::overflowed(sum)) {
+        if (atomicExch(&p.has_overflowed[item.index], 1) == 0) p.overflowed[atomicAdd(p.overflows, 1)] = item.index;
+      }
       const float factor = used ? 1 / sum : 0.0f;
       T* const line = static_cast<T*>(p.out) + item.batch * p.out_strides[0] + item.head * p.out_strides[1] + token * p.out_strides[2];
 #pragma unroll
@@ -767,13 +825,14 @@ struct ForwardConsumer {
     Ring<Layout::kKeyStages> k_ring;
     Ring<Layout::kValueStages> v_ring;
     const uint64_t q = operand_descriptor(base + Layout::kQ + unit * Layout::kUnitBytes, 16);
+    const Descriptor values(operand_descriptor(base + Layout::kV, kStepRows * kSlabRowBytes));
     for (uint32_t turn = 0;; ++turn) {
       barrier_wait(base + kQFull, turn & 1);
       if (control.item[turn % kItemSlots].head < 0) break;
       float o[kSums];
 #pragma unroll
       for (int i = 0; i < kSums; ++i) o[i] = 0;
-      LazySoftmax<kSums> softmax;
+      Softmax softmax;
       for (;;) {
         Step step = wait_step(k_ring, softmax.sum);
         if (!(step.flags & 1)) {  // nothing to see, or the end; the warps must not drift apart
@@ -798,24 +857,19 @@ struct ForwardConsumer {
           const bool v_here = barrier_test(v_full, v_phase);
           if (step.flags >> kStepPartial & 1) [[unlikely]]
             hide(s, step.slot + offsetof(StepSlot, visible) + unit * 16);
-          softmax.check(s, o, p);
+          softmax.prepare(s, o, p);
 
           uint32_t packed[kScores / 2];
-          const uint64_t v = operand_descriptor(base + Layout::kV + v_stage * Layout::kStageBytes, kStepRows * kSlabRowBytes);
+          const Descriptor v{values.low + v_stage * (Layout::kStageBytes >> 4), values.high};
           exponentials<0>(s, packed, softmax);
-          uint32_t wait_now = negative(softmax.sum);
-          if constexpr (kDim == 64) {  // packing, too, belongs between the exponentials; with head_dim 128 that costs more than it gains
-            uint32_t any = 0;
-#pragma unroll
-            for (int i = 0; i < kScores / 4; ++i) any |= packed[i];
-            wait_now |= any >> 31;
-          }
-          if (!v_here | (wait_now != 0)) barrier_wait(v_full, v_phase);
-          wgmma_fence();
+          if (!v_here | (negative(softmax.sum) != 0)) barrier_wait(v_full, v_phase);
           add_values<0>(o, packed, v);
-          exponentials<kScores / 2>(s, packed, softmax);
-          wgmma_fence();
-          add_values<kStepRows / 32>(o, packed, v);
+          exponentials<1>(s, packed, softmax);
+          add_values<1>(o, packed, v);
+          exponentials<2>(s, packed, softmax);
+          add_values<2>(o, packed, v);
+          exponentials<3>(s, packed, softmax);
+          add_values<3>(o, packed, v);
           v_ring.advance();
           step = wait_step(k_ring, softmax.sum);  // while the products run
           wgmma_wait<0>();
@@ -832,8 +886,9 @@ struct ForwardConsumer {
   }
 };
 
-template <typename T, int kDim, int kStepRows, int kCluster>
+template <typename T, int kDim, int kStepRows, int kCluster, template <int> typename SoftmaxOf>
 __global__ void __launch_bounds__(kForwardThreads, 1) forward_sm90(const __grid_constant__ HopperForwardParams p) {
+  if (p.only_overflowed && *p.overflows == 0) return;
   using Layout = ForwardLayout<kDim, kStepRows>;
   using Control = typename Layout::Control;
   extern __shared__ __align__(1024) uint8_t shared[];
@@ -883,7 +938,7 @@ __global__ void __launch_bounds__(kForwardThreads, 1) forward_sm90(const __grid_
     }
   } else {
     registers_increase<160>();
-    const ForwardConsumer<T, kDim, kStepRows, kCluster> consumer{p, control, uniform(base), warpgroup - 1, threadIdx.x % 128};
+    const ForwardConsumer<T, kDim, kStepRows, kCluster, SoftmaxOf> consumer{p, control, uniform(base), warpgroup - 1, threadIdx.x % 128};
     consumer.run();
   }
   if constexpr (kCluster > 1) cluster_sync();  // others may still arrive here

@@ -1,6 +1,8 @@
 // Launches the Hopper forward kernels of one element type; included once for each.
 #pragma once
 
+#include <type_traits>
+
 #include "slidetile/cuda/forward_sm90.cuh"
 #include "slidetile/cuda/forward_sm90.h"
 #include "slidetile/cuda/launch.cuh"
@@ -10,13 +12,19 @@ namespace slidetile::cuda {
 
 template <typename T, int kDim, int kStepRows, int kCluster>
 void launch_forward_as(const HopperForwardParams& params, const ForwardLaunch& how) {
-  launch<forward_sm90<T, kDim, kStepRows, kCluster>>({.name = "forward_sm90",
-                                                      .grid = dim3(static_cast<unsigned>(how.ctas)),
-                                                      .block = dim3(kForwardThreads),
-                                                      .shared_bytes = ForwardLayout<kDim, kStepRows>::kBytes,
-                                                      .stream = how.stream,
-                                                      .cluster = kCluster},
-                                                     params);
+  const LaunchShape shape{.name = "forward_sm90",
+                          .grid = dim3(static_cast<unsigned>(how.ctas)),
+                          .block = dim3(kForwardThreads),
+                          .shared_bytes = ForwardLayout<kDim, kStepRows>::kBytes,
+                          .stream = how.stream,
+                          .cluster = kCluster};
+  HopperForwardParams last = params;
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {  // f16 has not the range that it takes
+    launch<forward_sm90<T, kDim, kStepRows, kCluster, FirstStepSoftmax>>(shape, params);
+    last.only_overflowed = true;
+    ++last.counter;
+  }
+  launch<forward_sm90<T, kDim, kStepRows, kCluster, LazySoftmax>>(shape, last);
 }
 
 template <typename T, int kDim>
