@@ -5,6 +5,7 @@
 
 #include <array>
 #include <memory>
+#include <string_view>
 #include <vector>
 
 #include "video/dit_config.h"
@@ -16,9 +17,11 @@ namespace slidetile::video {
 using RopeScale = std::array<double, 3>;
 inline constexpr RopeScale kRopeAsIs{1, 1, 1};
 
-class DitBlock;
+struct DitBlock;
+struct Linear;
 
-/// Parameters are named as in diffusers' state dict. Weights start as PyTorch's defaults; on the device `meta` nothing is allocated.
+/// Parameters are named as in diffusers' state dict. Weights start at random as PyTorch's layers do; on the device `meta` nothing is
+/// allocated.
 class Dit : public torch::nn::Module {
  public:
   explicit Dit(const DitConfig& config, const torch::TensorOptions& options = {});
@@ -29,8 +32,7 @@ class Dit : public torch::nn::Module {
                         const RopeScale& scale = kRopeAsIs);
 
   const DitConfig& config() const noexcept { return config_; }
-  /// Converts the weights to bf16, f16 or f32, but for those that diffusers keeps in f32: the time embedding, the scale-shift tables
-  /// and the norms around attention.
+  /// Converts the weights to bf16, f16 or f32, but for those that stay in f32.
   void set_dtype(torch::ScalarType dtype);
   /// The weights' type, that of the result.
   torch::ScalarType dtype() const;
@@ -38,20 +40,22 @@ class Dit : public torch::nn::Module {
   Dim3 canvas_of(Dim3 latents) const;
 
  private:
-  const torch::Tensor& rotations(const Dim3& canvas, const RopeScale& scale, const torch::Device& device);
+  torch::Tensor rotations(const Dim3& canvas, const RopeScale& scale, const torch::Device& device);
 
   DitConfig config_;
-  std::shared_ptr<torch::nn::Module> patch_embedding_;
-  std::shared_ptr<class DitConditions> conditions_;
+  std::shared_ptr<Linear> patch_embedding_, time_1_, time_2_, time_proj_, text_1_, text_2_, proj_out_;
   std::vector<std::shared_ptr<DitBlock>> blocks_;
-  std::shared_ptr<class DitLinear> proj_out_;
   torch::Tensor scale_shift_table_;
   struct Rotations {
     Dim3 canvas;
     RopeScale scale;
     torch::Tensor complex;  // [tokens, 1, head_dim / 2]
   };
-  std::vector<Rotations> rotations_;  // those of the last calls
+  std::vector<Rotations> rotations_;  // of the last calls' canvases
 };
+
+/// True for parameters that stay in f32 whatever the others are, as in diffusers: the time embedding, the scale-shift tables and the
+/// affine norms of blocks.
+bool stays_f32(std::string_view parameter) noexcept;
 
 }  // namespace slidetile::video

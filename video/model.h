@@ -47,10 +47,4 @@ void save_model(const std::string& folder, const Model& model, torch::ScalarType
 /// A transformer alone: a folder with config.json and diffusion_pytorch_model.safetensors, or its shards and their index.
 std::shared_ptr<Dit> load_dit(const std::string& folder, const torch::Device& device, torch::ScalarType dtype = torch::kFloat32);
 
-/// Copies tensors of a safetensors file, or of the shards that an index.json names, into a module's parameters; each must be there with
-/// its shape, and nothing else.
-void load_parameters(torch::nn::Module& module, const std::string& path);
-/// Writes a module's parameters; those that the module holds in f32 although others are not stay in f32.
-void save_parameters(const torch::nn::Module& module, const std::string& path, torch::ScalarType dtype = torch::kFloat32);
-
 }  // namespace slidetile::video

@@ -17,7 +17,6 @@ struct SchedulerConfig {
   SchedulerKind kind = SchedulerKind::kEuler;
   int64_t num_train_timesteps = 1000;
   double shift = 1;
-  bool lower_order_final = true;  // UniPC: the last step is of first order
 };
 
 SchedulerConfig scheduler_config_from_json(const std::string& text, const std::string& name);
@@ -38,9 +37,13 @@ class Scheduler {
   virtual torch::Tensor step(const torch::Tensor& velocity, const torch::Tensor& sample) = 0;
 
  protected:
+  size_t next_index();  // of the step to take; throws after the last
+
   std::vector<double> timesteps_;
   std::vector<float> sigmas_;
-  int64_t index_ = 0;
+
+ private:
+  size_t index_ = 0;
 };
 
 /// Throws unless steps is positive.
