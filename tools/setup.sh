@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: which Debian packages the project needs, how the missing ones are installed, and a quiet configure.
 
-build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
+build_packages=(g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev libavformat-dev libavcodec-dev libswscale-dev libavutil-dev)
 test_packages=(doctest-dev clang clang-format-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user python3-dev python3-venv)
 
 # install_missing PACKAGE...: asks nobody and changes nothing where all are there.
@@ -26,6 +26,17 @@ install_missing() {
       "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
   } >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
   rm -f "$log"
+}
+
+# LibTorch for text to video: PyTorch's pip package (800 MB) in build/venv, with the packages that hold CUDA's libraries (4 GB) only where
+# there is a GPU. CMake finds it there; nothing imports it.
+install_torch() {
+  local python=build/venv/bin/python options=(--no-deps)
+  [ -x "$python" ] || python3 -m venv build/venv
+  if command -v nvidia-smi >/dev/null; then options=(); fi
+  if "$python" -m pip --disable-pip-version-check show --quiet torch 2>/dev/null; then return; fi
+  echo "Installing PyTorch 2.11.0, for its C++ library, into build/venv"
+  "$python" -m pip install --quiet --disable-pip-version-check "${options[@]}" torch==2.11.0
 }
 
 # configure PRESET OPTION...: prints only where it fails.
