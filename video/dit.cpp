@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "slidetile/error.h"
@@ -139,8 +140,24 @@ struct DitBlock : torch::nn::Module {
     const auto part = (scale_shift_table + time).chunk(6, 1);  // shift, scale, gate of attention, then of the feed-forward
     Tensor x = gated_sum(x_in, attn1->self(modulated_norm(x_in, part[1], part[0], eps), rotations, plan), part[2]);
     x = x + attn2->cross(norm2 ? norm2->forward(x) : x, text);
-    const Tensor hidden = torch::gelu(ffn_in->forward(modulated_norm(x, part[4], part[3], eps)), "tanh");
-    return gated_sum(x, ffn_out->forward(hidden), part[5]);
+    return gated_sum(x, feed_forward(modulated_norm(x, part[4], part[3], eps)), part[5]);
+  }
+
+  Tensor feed_forward(const Tensor& x) const {
+    if (torch::GradMode::is_enabled() || !x.is_cpu()) return ffn_out->forward(torch::gelu(ffn_in->forward(x), "tanh"));
+    // The hidden layer is the widest tensor of all: on CPU it is made some rows at a time, which stay in the cache, and whose memory the
+    // allocator keeps (32 MB and more it gets from the system anew each time, page by page).
+    constexpr int64_t kBytes = int64_t{4} << 20;
+    const Tensor rows = x.flatten(0, 1);
+    const int64_t row_bytes = ffn_in->weight.size(0) * static_cast<int64_t>(x.element_size());
+    Tensor out = torch::empty(rows.sizes(), rows.options());
+    for (int64_t begin = 0, step = std::max<int64_t>(kBytes / row_bytes, 16); begin < rows.size(0); begin += step) {
+      const int64_t count = std::min(step, rows.size(0) - begin);
+      Tensor hidden = ffn_in->forward(rows.narrow(0, begin, count)), part = out.narrow(0, begin, count);
+      torch::gelu_(hidden, "tanh");
+      torch::addmm_out(part, ffn_out->bias, hidden, ffn_out->weight.t());
+    }
+    return out.view_as(x);
   }
 
   double eps;
