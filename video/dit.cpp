@@ -93,7 +93,9 @@ struct Linear : torch::nn::Module {
 struct DitAttention : torch::nn::Module {
   DitAttention(const DitConfig& config, const torch::TensorOptions& options) : heads(config.num_attention_heads) {
     const int64_t d = config.width();
-    const auto linear = [&] { return std::make_shared<Linear>(d, d, options); };
+    const auto linear = [&] {
+      return std::make_shared<Linear>(d, d, options);
+    };
     to_q = add(*this, "to_q", linear());
     to_k = add(*this, "to_k", linear());
     to_v = add(*this, "to_v", linear());
@@ -130,8 +132,7 @@ struct DitBlock : torch::nn::Module {
     const auto net = add_group(*add_group(*this, "ffn"), "net");
     ffn_in = add(*add_group(*net, "0"), "proj", std::make_shared<Linear>(d, config.ffn_dim, options));
     ffn_out = add(*net, "2", std::make_shared<Linear>(config.ffn_dim, d, options));
-    scale_shift_table =
-        register_parameter("scale_shift_table", torch::randn({1, 6, d}, f32(options)) / std::sqrt(static_cast<double>(d)));
+    scale_shift_table = register_parameter("scale_shift_table", torch::randn({1, 6, d}, f32(options)) / std::sqrt(static_cast<double>(d)));
   }
 
   // x [b, s, d], text [b, words, d], time [b, 6, d] in f32
@@ -239,15 +240,16 @@ Tensor Dit::rotations(const Dim3& canvas, const RopeScale& scale, const torch::D
   return complex;
 }
 
-Tensor Dit::forward(const Tensor& latents, const Tensor& timestep, const Tensor& text_in, const TokenPlans& plans,
-                    const RopeScale& scale) {
+Tensor Dit::forward(const Tensor& latents, const Tensor& timestep, const Tensor& text_in, const TokenPlans& plans, const RopeScale& scale) {
   require(latents.dim() == 5 && latents.size(1) == config_.in_channels, "transformer: latents of shape ", latents.sizes(),
           ", expected batch x ", config_.in_channels, " channels x t x h x w");
   const int64_t batch = latents.size(0);
   require(timestep.dim() == 1 && timestep.size(0) == batch, "transformer: timestep of shape ", timestep.sizes(), ", expected ", batch);
   require(text_in.dim() == 3 && text_in.size(0) == batch && text_in.size(2) == config_.text_dim, "transformer: text of shape ",
           text_in.sizes(), ", expected ", batch, " x words x ", config_.text_dim);
-  const auto extent = [&](int64_t axis) { return static_cast<int32_t>(latents.size(axis)); };
+  const auto extent = [&](int64_t axis) {
+    return static_cast<int32_t>(latents.size(axis));
+  };
   const Dim3 canvas = canvas_of({extent(2), extent(3), extent(4)});
   require(plans.canvas() == canvas && plans.layers() == config_.num_layers, "transformer: plans of ", plans.layers(), " layers over ",
           plans.canvas(), ", expected ", config_.num_layers, " over ", canvas);
