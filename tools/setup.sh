@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: which Debian packages the project needs, how the missing ones are installed, and a quiet configure.
 
-build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
+build_packages=(g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev libavformat-dev libavcodec-dev libswscale-dev libavutil-dev)
 test_packages=(doctest-dev clang clang-format-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user python3-dev python3-venv)
 
 # install_missing PACKAGE...: asks nobody and changes nothing where all are there.
@@ -26,6 +26,19 @@ install_missing() {
       "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}"
   } >"$log" 2>&1 || { tail -n 20 "$log" >&2; rm -f "$log"; return 1; }
   rm -f "$log"
+}
+
+# LibTorch for text to video: PyTorch's pip package in the virtual environment build/venv, where CMake looks for it. Where there is no CUDA
+# toolkit, with just the two packages whose libraries its CPU part loads (1.3 GB, a minute or so); else with all of them (5 GB).
+install_torch() {
+  local python=build/venv/bin/python wheels=(torch==2.11.0)
+  [ -x "$python" ] || python3 -m venv build/venv
+  ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || return 0
+  if [ "$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    wheels+=(--no-deps nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+  fi
+  echo "Installing PyTorch 2.11.0, for its C++ library, into build/venv"
+  "$python" -m pip install --quiet --disable-pip-version-check "${wheels[@]}"
 }
 
 # configure PRESET OPTION...: prints only where it fails.
