@@ -225,7 +225,7 @@ void generate(GenerateArguments& arguments) {
 std::string footer() {
   std::string words;
   for (const std::string& word : video::vocabulary()) words += (words.empty() ? "" : ", ") + word;
-  return "Sentences are those of the model's grammar: [a|an] SIZE COLOUR SHAPE MOTION [and another] [on BACKGROUND]. The words are\n" + words +
+  return "Sentences are those of the model's grammar: a SIZE COLOUR SHAPE MOTION [and a ...] [on BACKGROUND]. The words are\n" + words +
          ".\nThe same sentence, seed and options give the same clip. docs/video.md says what happens in between.\n\n"
          "Examples:\n"
          "  slidetile generate \"a small red circle moves left\" -o clip.mp4\n"

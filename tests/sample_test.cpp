@@ -86,7 +86,7 @@ TEST_CASE("clips and latents") {
   Clip clip{{2, 3, 4}, std::vector<float>(72)};
   for (size_t i = 0; i < 72; ++i) clip.pixels[i] = static_cast<float>(i) / 71;
   const torch::Tensor latents = latents_of({clip, clip});
-  CHECK(latents.sizes() == torch::IntArrayRef{2, 3, 2, 3, 4});
+  CHECK((latents.sizes() == torch::IntArrayRef{2, 3, 2, 3, 4}));
   CHECK(latents[1][2][1][2][3].item<float>() == doctest::Approx(1));
   CHECK(latents[0][0][0][0][0].item<float>() == doctest::Approx(-1));
   const std::vector<Clip> back = clips_of(latents);
@@ -99,7 +99,7 @@ TEST_CASE("a clip depends on its sentence and seed alone") {
   const Model model = small_model();
   const SampleRequest request = small_request();
   const SampleResult both = sample(model, request);
-  CHECK(both.latents.sizes() == torch::IntArrayRef{2, 3, 4, 16, 24});
+  CHECK((both.latents.sizes() == torch::IntArrayRef{2, 3, 4, 16, 24}));
   CHECK(both.step_seconds.size() == 3);
   CHECK(both.attention_calls == 3 * 2);
   CHECK(both.density == doctest::Approx(1.0 / 2 * 2 / 3));
