@@ -1,6 +1,8 @@
 // slidetile generate: a sentence to a video.
 #include "video/generate.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -176,6 +178,16 @@ void print_json(const GenerateArguments& arguments, const Generated& result, con
   std::cout << json.dump(2) << '\n';
 }
 
+// Tensors come and go in every layer: without this each goes back to the system, which has to clear its pages for the next one.
+void keep_memory() {
+#ifdef __GLIBC__
+  constexpr int kLargest = 1 << 30;
+  mallopt(M_MMAP_THRESHOLD, kLargest);
+  mallopt(M_TRIM_THRESHOLD, kLargest);
+  mallopt(M_TOP_PAD, 1 << 26);
+#endif
+}
+
 void generate(GenerateArguments& arguments) {
   video::tokenize(arguments.sentence);  // names an unknown word before anything else is done
   video::frame_format_of(arguments.out);
@@ -194,6 +206,7 @@ void generate(GenerateArguments& arguments) {
   if (const char* reason = video::why_no_generation()) fail(ErrorCode::kUnsupported, "generate: ", reason);
 
   if (arguments.generator.model.empty()) arguments.generator.model = default_model();
+  keep_memory();
   video::Generator generator(arguments.generator);
   if (arguments.generator.device != "cpu") {  // a GPU loads its code at the first use
     video::GenerateRequest first = request;

@@ -1,6 +1,7 @@
 #include "video/generate.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/cpu/Utils.h>
 #include <torch/cuda.h>
 #include <torch/types.h>
 
@@ -8,7 +9,6 @@
 #include <utility>
 
 #include "slidetile/error.h"
-#include "slidetile/kernel.h"
 #include "slidetile/parallel.h"
 #include "video/sample.h"
 
@@ -46,7 +46,7 @@ torch::Device device_from_string(const std::string& name) {
 }
 
 torch::ScalarType dtype_from_option(const std::string& name, const torch::Device& device) {
-  if (name == "auto") return device.is_cuda() ? torch::kBFloat16 : torch::kFloat32;
+  if (name == "auto") return device.is_cuda() || at::cpu::is_avx512_bf16_supported() ? torch::kBFloat16 : torch::kFloat32;
   if (name == "f32") return torch::kFloat32;
   if (name == "bf16") return torch::kBFloat16;
   require(name == "f16", "generate: dtype '", name, "', expected auto, f32, bf16 or f16");
