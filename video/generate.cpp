@@ -1,14 +1,15 @@
 #include "video/generate.h"
 
 #include <ATen/Parallel.h>
-#include <ATen/cpu/Utils.h>
 #include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "slidetile/error.h"
+#include "slidetile/kernel.h"
 #include "slidetile/parallel.h"
 #include "video/sample.h"
 
@@ -45,17 +46,23 @@ torch::Device device_from_string(const std::string& name) {
   return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
 }
 
+// Whether the processor multiplies bf16 itself: then that is faster, else only f32 is.
+bool has_bf16_products() {
+  for (const ForwardKernel& kernel : cpu_forward_kernels()) {
+    if (std::string_view(kernel.name).find("bf16") != std::string_view::npos && kernel.unavailable() == nullptr) return true;
+  }
+  return false;
+}
+
 torch::ScalarType dtype_from_option(const std::string& name, const torch::Device& device) {
-  if (name == "auto") return device.is_cuda() || at::cpu::is_avx512_bf16_supported() ? torch::kBFloat16 : torch::kFloat32;
+  if (name == "auto") return device.is_cuda() || has_bf16_products() ? torch::kBFloat16 : torch::kFloat32;
   if (name == "f32") return torch::kFloat32;
   if (name == "bf16") return torch::kBFloat16;
   require(name == "f16", "generate: dtype '", name, "', expected auto, f32, bf16 or f16");
   return torch::kFloat16;
 }
 
-const char* name_of(torch::ScalarType dtype) {
-  return dtype == torch::kFloat32 ? "f32" : dtype == torch::kBFloat16 ? "bf16" : "f16";
-}
+const char* name_of(torch::ScalarType dtype) { return dtype == torch::kFloat32 ? "f32" : dtype == torch::kBFloat16 ? "bf16" : "f16"; }
 
 }  // namespace
 
