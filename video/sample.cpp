@@ -118,9 +118,10 @@ SampleResult sample(const Model& model, const SampleRequest& request) {
     result.attention_seconds += timer.take_seconds();  // waits for the device
     wait_for(device);
     result.step_seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    result.density += step_plans.density() / static_cast<double>(request.steps);
+    result.density += step_plans.density();
     if (request.on_step) request.on_step(step + 1, request.steps);
   }
+  result.density /= static_cast<double>(request.steps);
   result.attention_calls = timer.calls();
   result.kernel = last_attention_kernel();
   result.latents = latents.to(torch::kFloat32);
