@@ -1,6 +1,8 @@
 // slidetile generate: a sentence to a video.
 #include "video/generate.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -63,8 +65,8 @@ void require_place_for(const std::string& path) {
 std::string default_model() {
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  for (const fs::path& folder : {fs::path(SLIDETILE_SOURCE_FOLDER) / "data/sprites-model",
-                                 program.parent_path().parent_path() / "share/slidetile/sprites-model"}) {
+  for (const fs::path& folder :
+       {fs::path(SLIDETILE_SOURCE_FOLDER) / "data/sprites-model", program.parent_path().parent_path() / "share/slidetile/sprites-model"}) {
     if (fs::is_directory(folder, error)) return folder.string();
   }
   fail(ErrorCode::kIo, "generate: no model in ", SLIDETILE_SOURCE_FOLDER, "/data/sprites-model; name a folder by --model");
@@ -128,7 +130,9 @@ struct Comparison {
 
 Generated run(video::Generator& generator, video::GenerateRequest request, const char* label) {
   Progress progress(label);
-  request.on_step = [&](int64_t done, int64_t steps) { progress.update(done, steps); };
+  request.on_step = [&](int64_t done, int64_t steps) {
+    progress.update(done, steps);
+  };
   return generator.generate(request);
 }
 
@@ -162,11 +166,11 @@ nlohmann::json json_of(const Generated& result) {
 }
 
 void print_json(const GenerateArguments& arguments, const Generated& result, const std::optional<Comparison>& comparison) {
-  nlohmann::json json{{"sentence", arguments.sentence}, {"seed", arguments.seed},     {"steps", arguments.steps},
-                      {"guidance", arguments.guidance}, {"out", arguments.out},       {"extent", to_string(result.clip.extent)},
-                      {"tokens", result.tokens},        {"layers", result.layers},    {"heads", result.heads},
-                      {"head_dim", result.head_dim},    {"kernel", result.kernel},    {"dtype", result.dtype},
-                      {"device", result.device},        {"tile", arguments.tile},     {"result", json_of(result)}};
+  nlohmann::json json{{"sentence", arguments.sentence}, {"seed", arguments.seed},  {"steps", arguments.steps},
+                      {"guidance", arguments.guidance}, {"out", arguments.out},    {"extent", to_string(result.clip.extent)},
+                      {"tokens", result.tokens},        {"layers", result.layers}, {"heads", result.heads},
+                      {"head_dim", result.head_dim},    {"kernel", result.kernel}, {"dtype", result.dtype},
+                      {"device", result.device},        {"tile", arguments.tile},  {"result", json_of(result)}};
   if (comparison) {
     json["dense"] = json_of(comparison->dense);
     json["speed_up"] = comparison->speed_up;
@@ -174,6 +178,15 @@ void print_json(const GenerateArguments& arguments, const Generated& result, con
     json["ssim"] = comparison->difference.ssim;
   }
   std::cout << json.dump(2) << '\n';
+}
+
+// Tensors come and go in every layer: without this each goes back to the system, which has to clear its pages for the next one.
+void keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 25);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TOP_PAD, 1 << 26);
+#endif
 }
 
 void generate(GenerateArguments& arguments) {
@@ -194,6 +207,7 @@ void generate(GenerateArguments& arguments) {
   if (const char* reason = video::why_no_generation()) fail(ErrorCode::kUnsupported, "generate: ", reason);
 
   if (arguments.generator.model.empty()) arguments.generator.model = default_model();
+  keep_memory();
   video::Generator generator(arguments.generator);
   if (arguments.generator.device != "cpu") {  // a GPU loads its code at the first use
     video::GenerateRequest first = request;
@@ -225,7 +239,7 @@ void generate(GenerateArguments& arguments) {
 std::string footer() {
   std::string words;
   for (const std::string& word : video::vocabulary()) words += (words.empty() ? "" : ", ") + word;
-  return "Sentences are those of the model's grammar: [a|an] SIZE COLOUR SHAPE MOTION [and another] [on BACKGROUND]. The words are\n" + words +
+  return "Sentences are those of the model's grammar: a SIZE COLOUR SHAPE MOTION [and a ...] [on BACKGROUND]. The words are\n" + words +
          ".\nThe same sentence, seed and options give the same clip. docs/video.md says what happens in between.\n\n"
          "Examples:\n"
          "  slidetile generate \"a small red circle moves left\" -o clip.mp4\n"
