@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Sourced by the other scripts: which Debian packages the project needs, how the missing ones are installed, and a quiet configure.
 
-build_packages=(g++ cmake ninja-build libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev)
+build_packages=(g++ cmake ninja-build pkg-config libcli11-dev nlohmann-json3-dev zlib1g-dev libpng-dev libavformat-dev libavcodec-dev libswscale-dev libavutil-dev)
 test_packages=(doctest-dev clang clang-format-14 libclang-rt-14-dev g++-aarch64-linux-gnu qemu-user python3-dev python3-venv)
 
 # install_missing PACKAGE...: asks nobody and changes nothing where all are there.

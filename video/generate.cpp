@@ -1,0 +1,114 @@
+#include "video/generate.h"
+
+#include <ATen/Parallel.h>
+#include <torch/cuda.h>
+#include <torch/types.h>
+
+#include <numeric>
+#include <utility>
+
+#include "slidetile/error.h"
+#include "slidetile/kernel.h"
+#include "slidetile/parallel.h"
+#include "video/sample.h"
+
+namespace slidetile::video {
+namespace {
+
+// Torch's messages go on with advice and a trace.
+std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
+
+// Runs what calls torch, with its exceptions turned into ours.
+template <typename Function>
+auto translated(const char* where, const Function& function) {
+  try {
+    return function();
+  } catch (const Error&) {
+    throw;
+  } catch (const c10::OutOfMemoryError& error) {
+    fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", first_line(error.what_without_backtrace()));
+  } catch (const c10::Error& error) {
+    const std::string message = first_line(error.what_without_backtrace());
+    fail(message.find("not enough memory") != std::string::npos ? ErrorCode::kOutOfMemory : ErrorCode::kDevice, where, ": ", message);
+  }
+}
+
+torch::Device device_from_string(const std::string& name) {
+  const bool cuda = name == "cuda" || (name.starts_with("cuda:") && name.size() > 5 && name.size() < 8 &&
+                                       name.find_first_not_of("0123456789", 5) == std::string::npos);
+  require(name == "cpu" || cuda, "generate: device '", name, "', expected cpu, cuda or cuda:N");
+  if (!cuda) return torch::kCPU;
+  const auto devices = static_cast<int>(torch::cuda::device_count());
+  if (devices == 0) fail(ErrorCode::kDevice, "generate: device '", name, "': torch finds no GPU");
+  const int index = name == "cuda" ? 0 : std::stoi(name.substr(5));
+  require(index < devices, "generate: device '", name, "', expected an index below ", devices);
+  return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
+}
+
+torch::ScalarType dtype_from_option(const std::string& name, const torch::Device& device) {
+  if (name == "auto") return device.is_cuda() ? torch::kBFloat16 : torch::kFloat32;
+  if (name == "f32") return torch::kFloat32;
+  if (name == "bf16") return torch::kBFloat16;
+  require(name == "f16", "generate: dtype '", name, "', expected auto, f32, bf16 or f16");
+  return torch::kFloat16;
+}
+
+const char* name_of(torch::ScalarType dtype) {
+  return dtype == torch::kFloat32 ? "f32" : dtype == torch::kBFloat16 ? "bf16" : "f16";
+}
+
+}  // namespace
+
+const char* why_no_generation() noexcept { return nullptr; }
+
+double Generated::seconds() const noexcept { return std::accumulate(step_seconds.begin(), step_seconds.end(), 0.0); }
+
+struct Generator::State {
+  Model model;
+};
+
+Generator::Generator(const GeneratorOptions& options) {
+  require(options.threads >= 0, "generate: ", options.threads, " threads, expected 1 or more, or 0 for all");
+  translated("generate", [&] {
+    const torch::Device device = device_from_string(options.device);
+    const torch::ScalarType dtype = dtype_from_option(options.dtype, device);
+    at::set_num_threads(options.threads > 0 ? options.threads : usable_threads());
+    state_ = std::make_unique<State>(State{load_model(options.model, device, dtype)});
+    const DitConfig& config = state_->model.transformer->config();
+    require(config.out_channels == 3, "generate: the model in '", options.model, "' writes ", config.out_channels,
+            " channels, expected 3: pixels");
+  });
+}
+
+Generator::~Generator() = default;
+
+Generated Generator::generate(const GenerateRequest& request) {
+  return translated("generate", [&] {
+    const Dit& transformer = *state_->model.transformer;
+    SampleRequest sampling;
+    sampling.sentences = {request.sentence};
+    sampling.seeds = {request.seed};
+    sampling.extent = request.extent;
+    sampling.steps = request.steps;
+    sampling.guidance = request.guidance;
+    sampling.pattern = request.pattern;
+    sampling.on_step = request.on_step;
+    SampleResult sampled = sample(state_->model, sampling);
+
+    const DitConfig& config = transformer.config();
+    Generated result;
+    result.clip = std::move(clips_of(sampled.latents).front());
+    result.step_seconds = std::move(sampled.step_seconds);
+    result.attention_seconds = sampled.attention_seconds;
+    result.density = sampled.density;
+    result.attention_calls = sampled.attention_calls;
+    result.kernel = sampled.kernel;
+    result.device = sampled.latents.device().str();
+    result.dtype = name_of(transformer.dtype());
+    result.layers = config.num_layers, result.heads = config.num_attention_heads, result.head_dim = config.attention_head_dim;
+    result.tokens = transformer.canvas_of(request.extent).volume();
+    return result;
+  });
+}
+
+}  // namespace slidetile::video

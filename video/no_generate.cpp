@@ -1,0 +1,19 @@
+// Stands in for generate.cpp where LibTorch is absent.
+#include "slidetile/error.h"
+#include "video/generate.h"
+
+namespace slidetile::video {
+
+const char* why_no_generation() noexcept { return SLIDETILE_VIDEO_MISSING; }
+
+double Generated::seconds() const noexcept { return 0; }
+
+struct Generator::State {};
+
+Generator::Generator(const GeneratorOptions&) { fail(ErrorCode::kUnsupported, "generate: ", why_no_generation()); }
+
+Generator::~Generator() = default;
+
+Generated Generator::generate(const GenerateRequest&) { fail(ErrorCode::kUnsupported, "generate: ", why_no_generation()); }
+
+}  // namespace slidetile::video
