@@ -47,7 +47,7 @@ awk '
         file !~ /^(slidetile\/cuda|tests|bench)\//) complain("CUDA headers belong in slidetile/cuda/: " header)
     if (header ~ /^([a-z0-9]*intrin|arm_neon|arm_sve|cpuid)\.h$/ && file !~ /^(slidetile\/cpu|bench)\//) complain("intrinsics belong in slidetile/cpu/: " header)
     if (header ~ /^nlohmann\// && file !~ /\.cpp$/) complain("JSON belongs in .cpp files: " header)
-    if (header ~ /^(torch|ATen|c10)\// && file !~ /^video\//) complain("torch belongs in video/: " header)
+    if (header ~ /^(torch|ATen|c10)\// && file !~ /^(video|tests|bench)\//) complain("torch belongs in video/: " header)
     if (header ~ /^(Python\.h|nanobind\/|pybind11\/)/ && file !~ /^python\//) complain("Python belongs in python/: " header)
     if (header ~ /^(CLI\/|png\.h)/ && file ~ /^slidetile\//) complain("the library needs neither CLI11 nor libpng: " header)
   }

@@ -17,12 +17,6 @@ constexpr double kPeriod = 10000;  // the longest of the time embedding and of t
 
 torch::TensorOptions f32(const torch::TensorOptions& options) { return options.dtype(torch::kFloat32); }
 
-std::string shape_of(const Tensor& tensor) {
-  std::string text;
-  for (const int64_t extent : tensor.sizes()) text += (text.empty() ? "" : "x") + std::to_string(extent);
-  return text;
-}
-
 // RMS norm over the whole width, before heads are split.
 struct RmsNorm : torch::nn::Module {
   RmsNorm(int64_t width, double eps, const torch::TensorOptions& options)
@@ -225,12 +219,12 @@ Tensor Dit::rotations(const Dim3& canvas, const RopeScale& scale, const torch::D
 
 Tensor Dit::forward(const Tensor& latents, const Tensor& timestep, const Tensor& text_in, const TokenPlans& plans,
                     const RopeScale& scale) {
-  require(latents.dim() == 5 && latents.size(1) == config_.in_channels, "transformer: latents of shape ", shape_of(latents),
+  require(latents.dim() == 5 && latents.size(1) == config_.in_channels, "transformer: latents of shape ", latents.sizes(),
           ", expected batch x ", config_.in_channels, " channels x t x h x w");
   const int64_t batch = latents.size(0);
-  require(timestep.dim() == 1 && timestep.size(0) == batch, "transformer: timestep of shape ", shape_of(timestep), ", expected ", batch);
+  require(timestep.dim() == 1 && timestep.size(0) == batch, "transformer: timestep of shape ", timestep.sizes(), ", expected ", batch);
   require(text_in.dim() == 3 && text_in.size(0) == batch && text_in.size(2) == config_.text_dim, "transformer: text of shape ",
-          shape_of(text_in), ", expected ", batch, " x words x ", config_.text_dim);
+          text_in.sizes(), ", expected ", batch, " x words x ", config_.text_dim);
   const auto extent = [&](int64_t axis) { return static_cast<int32_t>(latents.size(axis)); };
   const Dim3 canvas = canvas_of({extent(2), extent(3), extent(4)});
   require(plans.canvas() == canvas && plans.layers() == config_.num_layers, "transformer: plans of ", plans.layers(), " layers over ",

@@ -57,6 +57,11 @@ int64_t text_dim_from(const std::string& path) {
   return dim.get<int64_t>();
 }
 
+// The parameter `name`.weight
+Tensor add_table(torch::nn::Module& parent, const std::string& name, const Tensor& values) {
+  return parent.register_module(name, std::make_shared<torch::nn::Module>(name))->register_parameter("weight", values);
+}
+
 const char* scheduler_class(const SchedulerConfig& config) {
   return config.kind == SchedulerKind::kEuler ? "FlowMatchEulerDiscreteScheduler" : "UniPCMultistepScheduler";
 }
@@ -73,8 +78,8 @@ std::string model_index(const SchedulerConfig& config) {
 }  // namespace
 
 TextEncoder::TextEncoder(int64_t text_dim, const torch::TensorOptions& options)
-    : words_(register_parameter("words.weight", torch::randn({null_word() + 1, text_dim}, options))),
-      positions_(register_parameter("positions.weight", torch::randn({kMaxWords, text_dim}, options) * 0.1)) {}
+    : words_(add_table(*this, "words", torch::randn({null_word() + 1, text_dim}, options))),
+      positions_(add_table(*this, "positions", torch::randn({kMaxWords, text_dim}, options) * 0.1)) {}
 
 int64_t TextEncoder::null_token() { return null_word(); }
 

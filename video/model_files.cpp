@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -20,13 +21,6 @@ namespace {
 using Json = nlohmann::json;
 
 constexpr int kDeepest = 4;
-
-template <typename Extents>
-std::string shape_of(const Extents& extents) {
-  std::string text;
-  for (const int64_t extent : extents) text += (text.empty() ? "" : "x") + std::to_string(extent);
-  return text.empty() ? "scalar" : text;
-}
 
 torch::ScalarType torch_dtype(const SafetensorsTensor& tensor, const std::string& path) {
   if (tensor.dtype == "F32") return torch::kFloat32;
@@ -71,11 +65,11 @@ void load_parameters(torch::nn::Module& module, const std::string& folder, const
     const SafetensorsFile file(path);
     for (const SafetensorsTensor& tensor : file.tensors()) {
       const auto found = missing.find(tensor.name);
-      require(found != missing.end(), path, ": ", in_quotes(tensor.name), " [", shape_of(tensor.shape),
-              "] is no tensor of this model, or there twice");
+      require(found != missing.end(), path, ": ", in_quotes(tensor.name), " ", c10::IntArrayRef(tensor.shape),
+              " is no tensor of this model, or there twice");
       torch::Tensor& parameter = found->second;
-      require(parameter.sizes() == tensor.shape, path, ": ", in_quotes(tensor.name), " is ", shape_of(tensor.shape), ", expected ",
-              shape_of(parameter.sizes()));
+      require(parameter.sizes() == c10::IntArrayRef(tensor.shape), path, ": ", in_quotes(tensor.name), " is ", c10::IntArrayRef(tensor.shape), ", expected ",
+              parameter.sizes());
       const auto options = torch::TensorOptions().dtype(torch_dtype(tensor, path));
       // The file's bytes may lie at any address: where a word of the type may not, they are copied first.
       if (reinterpret_cast<uintptr_t>(tensor.data.data()) % options.dtype().itemsize() == 0) {
@@ -90,7 +84,7 @@ void load_parameters(torch::nn::Module& module, const std::string& folder, const
   }
   if (missing.empty()) return;
   const auto& [name, parameter] = *missing.begin();
-  fail(ErrorCode::kInvalidArgument, folder, "/", stem, ": ", in_quotes(name), " [", shape_of(parameter.sizes()), "] is missing",
+  fail(ErrorCode::kInvalidArgument, folder, "/", stem, ": ", in_quotes(name), " ", parameter.sizes(), " is missing",
        missing.size() > 1 ? ", and " + std::to_string(missing.size() - 1) + " more" : "");
 }
 

@@ -4,7 +4,7 @@
 
 namespace slidetile::video {
 
-const char* why_no_generation() noexcept { return SLIDETILE_VIDEO_MISSING; }
+const char* why_no_generation() noexcept { return "this build has no LibTorch; docs/video.md says how to get it"; }
 
 double Generated::seconds() const noexcept { return 0; }
 
