@@ -5,7 +5,7 @@
 
 namespace slidetile::video {
 
-const char* why_no_training() noexcept { return SLIDETILE_VIDEO_MISSING; }
+const char* why_no_training() noexcept { return "this build has no LibTorch; docs/video.md says how to get it"; }
 
 TrainSummary train(const TrainRequest&) { fail(ErrorCode::kUnsupported, "train: ", why_no_training()); }
 
