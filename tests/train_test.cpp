@@ -91,7 +91,7 @@ TEST_CASE("training") {
   CHECK(whole.log[5].loss < 0.9 * whole.log[0].loss);
   CHECK(whole.log[1].reversal.has_value());
   CHECK(whole.log.back().stage == 2);
-  CHECK(SafetensorsFile(whole.model + "/transformer/diffusion_pytorch_model.safetensors").dtype("proj_out.weight") == DType::kBF16);
+  CHECK(SafetensorsFile(whole.model + "/transformer/diffusion_pytorch_model.safetensors").dtype("proj_out.weight") == DType::kBf16);
 
   SUBCASE("a killed run resumes to the same bits") {
     TrainRequest request = tiny(folder / "killed");

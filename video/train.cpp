@@ -285,7 +285,7 @@ class Run {
     const Tensor drawn = torch::rand({2, clips});  // on the CPU: noise levels spread evenly over the batch, and dropped captions
     const Tensor level = torch::empty({clips}, pinned.dtype(torch::kFloat32));
     const auto chance = drawn.accessor<float, 2>();
-    const auto levels = level.accessor<float, 1>();
+    auto levels = level.accessor<float, 1>();
     std::vector<std::string> sentences;
     for (int64_t i = 0; i < clips; ++i) {
       const double even = (static_cast<double>(i) + chance[0][i]) / static_cast<double>(clips);
