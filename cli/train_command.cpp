@@ -32,9 +32,9 @@ std::string text_of(const std::string& path) {
 }
 
 void print_row(const TrainProgress& progress) {
-  std::printf("stage %lld/%lld step %lld loss %.5f rate %.2f %.0f clips/s", static_cast<long long>(progress.row.stage),
+  std::printf("stage %lld/%lld step %lld loss %.5f rate %.2f %.0f clips/s, launching %.0f %%,", static_cast<long long>(progress.row.stage),
               static_cast<long long>(progress.stages), static_cast<long long>(progress.row.step), progress.row.loss, progress.rate_factor,
-              progress.clips_per_second);
+              progress.clips_per_second, 100 * progress.host_share);
   std::printf(" %.0f s, %.0f s left", progress.row.seconds, progress.seconds_left);
   if (progress.waited > 1) std::printf(", waited %.0f s for clips", progress.waited);
   if (progress.row.reversal) {

@@ -232,13 +232,17 @@ class Run {
     Tensor sum = torch::zeros({}, torch::TensorOptions().device(device_));
     int64_t summed = 0, last_checkpoint = position_.step;
     const double stage_seconds_before = position_.stage_seconds;
+    double launching = 0;
     bool ended = false;
     while (!ended) {
       const double factor = rate_factor(stage);
       const uint64_t step_seed = seed_of(config_.seed, position_.step);
       const bool uses_window = static_cast<double>(step_seed >> 11) * 0x1p-53 < stage.sparse;
-      sum += train_step(stage, source.take(), step_seed, uses_window ? sparse : dense);
+      const ClipBatch batch = source.take();
+      const Clock::time_point launch = Clock::now();
+      sum += train_step(stage, batch, step_seed, uses_window ? sparse : dense);
       optimizer_.step(factor);
+      launching += seconds_since(launch);
       ++summed, ++position_.step, ++position_.stage_step;
       position_.stage_seconds = stage_seconds_before + seconds_since(start);
       position_.seconds = seconds_before + seconds_since(start);
@@ -260,10 +264,12 @@ class Run {
                          .rate_factor = factor,
                          .clips_per_second = stage.batch / pace,
                          .seconds_left = done > 0 ? spent * (1 - done) / done : 0,
-                         .waited = source.seconds_waited()});
+                         .waited = source.seconds_waited(),
+                         .host_share = launching / (pace * static_cast<double>(summed))});
       }
       sum.zero_();
       summed = 0;
+      launching = 0;
       last_row = Clock::now();
       if (position_.step - last_checkpoint >= request_.checkpoint_every && !ended) {
         save();

@@ -27,7 +27,9 @@ struct TrainRow {
 struct TrainProgress {
   TrainRow row;
   int64_t stages = 0;
-  double rate_factor = 0, clips_per_second = 0, seconds_left = 0, waited = 0;  // waited: for clips, in seconds
+  double rate_factor = 0, clips_per_second = 0, seconds_left = 0;
+  double waited = 0;      // for clips, in seconds of the stage so far
+  double host_share = 0;  // of the time since the last row, in which the host launched work: near 1 where that is what bounds a step
 };
 
 enum class TrainStart : uint8_t { kNew, kResume };
