@@ -27,6 +27,7 @@ void add_commands(CLI::App& app) {
   add_plan_command(app);
   add_kernels_command(app);
   add_attend_command(app);
+  add_generate_command(app);
   add_train_command(app);
   add_judge_command(app);
 }

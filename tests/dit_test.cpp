@@ -12,11 +12,10 @@
 #include <c10/cuda/CUDAGuard.h>
 #endif
 
-using namespace slidetile;
-using namespace slidetile::video;
-using torch::Tensor;
-
+namespace slidetile::video {
 namespace {
+
+using torch::Tensor;
 
 struct Golden {
   std::string name;
@@ -118,8 +117,8 @@ TEST_CASE("windows of each head and layer reach the kernels") {
     const double error = relative_error(sparse, tensor_of(test.file, "out"));
     CHECK(error > 1e-3);
     CHECK(error < 1);
-    CHECK(maker.sliding(windows).share(0) == plans.share(0));  // made once
-    CHECK(maker.sliding(Window{9, 9, 9}, 2).share(0) == plans.share(1));
+    CHECK((maker.sliding(windows).share(0) == plans.share(0)));  // made once
+    CHECK((maker.sliding(Window{9, 9, 9}, 2).share(0) == plans.share(1)));
   }
 }
 
@@ -171,15 +170,15 @@ TEST_CASE("bf16 keeps in f32 what diffusers keeps, and stays near") {
       CAPTURE(golden.name);
       const Case test(golden, device);
       test.dit->set_dtype(torch::kBFloat16);
-      CHECK(test.dit->dtype() == torch::kBFloat16);
+      CHECK((test.dit->dtype() == torch::kBFloat16));
       int64_t kept = 0;
       for (const auto& item : test.dit->named_parameters()) {
         kept += stays_f32(item.key());
-        CHECK(item.value().scalar_type() == (stays_f32(item.key()) ? torch::kFloat32 : torch::kBFloat16));
+        CHECK((item.value().scalar_type() == (stays_f32(item.key()) ? torch::kFloat32 : torch::kBFloat16)));
       }
       CHECK(kept == 5 + test.config.num_layers * (test.config.cross_attn_norm ? 3 : 1));
       const Tensor out = test.dit->forward(test.latents, test.timestep, test.text, test.dense(golden.tile));
-      CHECK(out.scalar_type() == torch::kBFloat16);
+      CHECK((out.scalar_type() == torch::kBFloat16));
       CHECK(relative_error(out, tensor_of(test.file, "out")) <= 2e-2);
       out.to(torch::kFloat32).square().sum().backward();
       for (const auto& item : test.dit->named_parameters()) CHECK(item.value().grad().isfinite().all().item<bool>());
@@ -289,3 +288,5 @@ TEST_CASE("a forward and backward pass is captured into a graph and replayed on 
   CHECK(relative_error(grad, want_grad) <= 1e-6);
 }
 #endif
+
+}  // namespace slidetile::video

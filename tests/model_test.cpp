@@ -14,11 +14,10 @@
 #include "video/sprites.h"
 #include "video_fill.h"
 
-using namespace slidetile;
-using namespace slidetile::video;
-using torch::Tensor;
-
+namespace slidetile::video {
 namespace {
+
+using torch::Tensor;
 
 namespace fs = std::filesystem;
 
@@ -96,11 +95,11 @@ TEST_CASE("bf16 on disk and in memory") {
   CHECK(file.at("blocks.0.attn1.to_q.weight").dtype == "BF16");
   CHECK(file.at("blocks.0.scale_shift_table").dtype == "F32");
   const Model back = load_model(folder / "model", torch::kCPU, torch::kBFloat16);
-  CHECK(back.transformer->dtype() == torch::kBFloat16);
+  CHECK((back.transformer->dtype() == torch::kBFloat16));
   model.transformer->set_dtype(torch::kBFloat16);
   CHECK(same_parameters(*back.transformer, *model.transformer));
   const Model widened = load_model(folder / "model", torch::kCPU);
-  CHECK(widened.transformer->dtype() == torch::kFloat32);
+  CHECK((widened.transformer->dtype() == torch::kFloat32));
   CHECK(same_parameters(*widened.transformer, *model.transformer));
 }
 
@@ -191,16 +190,18 @@ TEST_CASE("folders that are no model are errors") {
 
 TEST_CASE("prompts become tokens, and the empty one is null words") {
   const Tensor tokens = TextEncoder::tokens({"a small red circle moves left", ""});
-  CHECK(tokens.sizes() == torch::IntArrayRef({2, TextEncoder::kMaxWords}));
+  CHECK((tokens.sizes() == torch::IntArrayRef({2, TextEncoder::kMaxWords})));
   CHECK(vocabulary()[tokens[0][2].item<size_t>()] == "red");
   CHECK(tokens[0][6].item<int64_t>() == TextEncoder::null_token());
   CHECK((tokens[1] == TextEncoder::null_token()).all().item<bool>());
   TextEncoder encoder(16);
   const Tensor text = encoder.forward(tokens);
-  CHECK(text.sizes() == torch::IntArrayRef({2, TextEncoder::kMaxWords, 16}));
+  CHECK((text.sizes() == torch::IntArrayRef({2, TextEncoder::kMaxWords, 16})));
   CHECK(torch::equal(text[0][31], text[1][31]));
   CHECK_THROWS_AS(TextEncoder::tokens({"a purple circle"}), Error);
   std::string longest;
   for (int i = 0; i < 33; ++i) longest += "a ";
   CHECK_THROWS_AS(TextEncoder::tokens({longest}), Error);
 }
+
+}  // namespace slidetile::video

@@ -14,7 +14,7 @@
 
 using namespace slidetile;
 using namespace slidetile::video;
-using torch::Tensor;
+
 
 namespace {
 
@@ -85,8 +85,8 @@ TEST_CASE("noise") {
 TEST_CASE("clips and latents") {
   Clip clip{{2, 3, 4}, std::vector<float>(72)};
   for (size_t i = 0; i < 72; ++i) clip.pixels[i] = static_cast<float>(i) / 71;
-  const Tensor latents = latents_of({clip, clip});
-  CHECK(latents.sizes() == torch::IntArrayRef{2, 3, 2, 3, 4});
+  const torch::Tensor latents = latents_of({clip, clip});
+  CHECK((latents.sizes() == torch::IntArrayRef{2, 3, 2, 3, 4}));
   CHECK(latents[1][2][1][2][3].item<float>() == doctest::Approx(1));
   CHECK(latents[0][0][0][0][0].item<float>() == doctest::Approx(-1));
   const std::vector<Clip> back = clips_of(latents);
@@ -99,7 +99,7 @@ TEST_CASE("a clip depends on its sentence and seed alone") {
   const Model model = small_model();
   const SampleRequest request = small_request();
   const SampleResult both = sample(model, request);
-  CHECK(both.latents.sizes() == torch::IntArrayRef{2, 3, 4, 16, 24});
+  CHECK((both.latents.sizes() == torch::IntArrayRef{2, 3, 4, 16, 24}));
   CHECK(both.step_seconds.size() == 3);
   CHECK(both.attention_calls == 3 * 2);
   CHECK(both.density == doctest::Approx(1.0 / 2 * 2 / 3));
@@ -108,7 +108,7 @@ TEST_CASE("a clip depends on its sentence and seed alone") {
 
   SampleRequest one = request;
   one.sentences = {request.sentences[1]}, one.seeds = {request.seeds[1]};
-  const Tensor alone = sample(model, one).latents[0];
+  const torch::Tensor alone = sample(model, one).latents[0];
   CHECK(relative_error(alone, both.latents[1]) < 1e-5);
   one.seeds = {9};
   CHECK(relative_error(sample(model, one).latents[0], alone) > 0.1);
@@ -129,7 +129,7 @@ TEST_CASE("guidance goes from the empty sentence through the given one") {
     request.guidance = guidance;
     return sample(model, request).latents;
   };
-  const Tensor none = at(0), with = at(1), beyond = at(3);
+  const torch::Tensor none = at(0), with = at(1), beyond = at(3);
   CHECK(relative_error(beyond, none + 3 * (with - none)) < 1e-4);
   CHECK(relative_error(with, none) > 1e-3);
 }
@@ -138,7 +138,7 @@ TEST_CASE("windows") {
   const Model model = small_model();
   SampleRequest request = small_request();
   request.pattern.window.reset();
-  const Tensor dense = sample(model, request).latents;
+  const torch::Tensor dense = sample(model, request).latents;
   request.pattern.window = Window{2, 2, 3};  // the whole canvas
   CHECK(relative_error(sample(model, request).latents, dense) < 1e-5);
   request.pattern.window = Window{1, 1, 1};
@@ -167,9 +167,9 @@ TEST_CASE("windows") {
 TEST_CASE("reduced precision stays near") {
   const Model model = small_model();
   const SampleRequest request = small_request();
-  const Tensor exact = sample(model, request).latents;
+  const torch::Tensor exact = sample(model, request).latents;
   model.transformer->set_dtype(torch::kBFloat16);
-  const Tensor rounded = sample(model, request).latents;
+  const torch::Tensor rounded = sample(model, request).latents;
   CHECK(rounded.scalar_type() == torch::kFloat32);
   CHECK(relative_error(rounded, exact) < 0.05);
 }
@@ -178,7 +178,7 @@ TEST_CASE("a GPU gives the CPU's clip") {
   if (!torch::cuda::is_available()) return;
   const Model model = small_model();
   const SampleRequest request = small_request();
-  const Tensor cpu = sample(model, request).latents;
+  const torch::Tensor cpu = sample(model, request).latents;
   model.transformer->to(torch::kCUDA);
   model.text_encoder->to(torch::kCUDA);
   CHECK(relative_error(sample(model, request).latents.cpu(), cpu) < 1e-3);

@@ -7,11 +7,10 @@
 #include "slidetile/safetensors.h"
 #include "video_fill.h"
 
-using namespace slidetile;
-using namespace slidetile::video;
-using torch::Tensor;
-
+namespace slidetile::video {
 namespace {
+
+using torch::Tensor;
 
 const SafetensorsFile& goldens() {
   static const SafetensorsFile file(std::string(SLIDETILE_TEST_DATA) + "/scheduler.safetensors");
@@ -59,7 +58,7 @@ TEST_CASE("samples are f32 whatever the model's type") {
     const auto scheduler = make_scheduler({.kind = kind, .shift = 3}, 4);
     Tensor sample = fill("sample", {1, 2, 3});
     for (int64_t i = 0; i < 4; ++i) sample = scheduler->step(torch::tanh(sample).to(torch::kBFloat16), sample);
-    CHECK(sample.scalar_type() == torch::kFloat32);
+    CHECK((sample.scalar_type() == torch::kFloat32));
     CHECK(sample.isfinite().all().item<bool>());
   }
 }
@@ -97,3 +96,5 @@ TEST_CASE("configurations are read back, and what is not here is an error") {
   CHECK_THROWS_AS(make_scheduler({}, 0), Error);
   CHECK_THROWS_AS(make_scheduler({}, 1001), Error);
 }
+
+}  // namespace slidetile::video

@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
-# From a bare Debian 12 to the result: installs what is missing, builds, and times sliding tile attention against dense attention at
-# HunyuanVideo's shape on this machine's processor. Quick the second time.
+# From a bare Debian 12 to the result: installs what is missing, builds, times sliding tile attention against dense attention at
+# HunyuanVideo's shape on this machine's processor, and makes a video from a sentence, by both, side by side. Quick the second time.
 #   demo.sh [ARGUMENT...]     arguments go to `slidetile bench`
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . tools/setup.sh
+model=data/sprites-model
 
-install_missing "${build_packages[@]}"
+install_missing "${build_packages[@]}" python3-venv
+[ ! -d $model ] || install_torch
 echo "Building in build/release"
 configure release -DSLIDETILE_TESTS=OFF
 cmake --build --preset release
@@ -17,3 +19,11 @@ echo
 echo "A picture of which tiles one query tile reads: build/window.png"
 echo
 "$program" bench "$@"
+
+echo
+if [ ! -d $model ]; then
+  echo "No video yet: the weights of $model are not in this tree"
+  exit
+fi
+echo "A video from a sentence, by dense and by sliding tile attention from the same noise"
+"$program" generate "a large green star moves right on clouds" -o build/demo.mp4 --seed 1 --compare

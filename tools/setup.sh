@@ -28,6 +28,17 @@ install_missing() {
   rm -f "$log"
 }
 
+# LibTorch for text to video: PyTorch's pip package (800 MB) in build/venv, with the packages that hold CUDA's libraries (4 GB) only where
+# there is a GPU. CMake finds it there; nothing imports it.
+install_torch() {
+  local python=build/venv/bin/python options=(--no-deps)
+  [ -x "$python" ] || python3 -m venv build/venv
+  if command -v nvidia-smi >/dev/null; then options=(); fi
+  if "$python" -m pip --disable-pip-version-check show --quiet torch 2>/dev/null; then return; fi
+  echo "Installing PyTorch 2.11.0, for its C++ library, into build/venv"
+  "$python" -m pip install --quiet --disable-pip-version-check "${options[@]}" torch==2.11.0
+}
+
 # configure PRESET OPTION...: prints only where it fails.
 configure() {
   local log; log=$(mktemp)

@@ -44,6 +44,11 @@ bool is_ignored(SchedulerKind kind, const std::string& key) {
   return key[0] == '_' || (kind == SchedulerKind::kEuler ? among(euler) : among(uni_pc));
 }
 
+// Number i of those that divide the way from 1 to `last` into equal steps, rounded as numpy.linspace does: timesteps are cut to integers.
+double along(double last, int64_t steps, int64_t i) {
+  return steps == 0 ? 1 : static_cast<double>(i) * ((last - 1) / static_cast<double>(steps)) + 1;
+}
+
 class Euler final : public Scheduler {
  public:
   // As diffusers does: the range of sigmas is shifted, and the sigmas spread over it once more.
@@ -51,8 +56,7 @@ class Euler final : public Scheduler {
     const double train = static_cast<double>(config.num_train_timesteps);
     const float last = static_cast<float>(shifted(1 / train, config.shift));
     for (int64_t i = 0; i < steps; ++i) {
-      const double along = steps == 1 ? 0 : static_cast<double>(i) / static_cast<double>(steps - 1);
-      sigmas_.push_back(static_cast<float>(shifted(1 + along * (static_cast<double>(last) - 1), config.shift)));
+      sigmas_.push_back(static_cast<float>(shifted(along(static_cast<double>(last), steps - 1, i), config.shift)));
       timesteps_.push_back(static_cast<double>(sigmas_.back() * static_cast<float>(config.num_train_timesteps)));
     }
     sigmas_.push_back(0);
@@ -71,7 +75,7 @@ class UniPc final : public Scheduler {
   UniPc(const SchedulerConfig& config, int64_t steps) {
     const double train = static_cast<double>(config.num_train_timesteps), last = 1 / train;
     for (int64_t i = 0; i < steps; ++i) {
-      double sigma = shifted(1 + static_cast<double>(i) / static_cast<double>(steps) * (last - 1), config.shift);
+      double sigma = shifted(along(last, steps, i), config.shift);
       constexpr double kBelowOne = 1e-6;  // lambda is infinite at 1
       if (std::abs(sigma - 1) < kBelowOne) sigma -= kBelowOne;
       sigmas_.push_back(static_cast<float>(sigma));
