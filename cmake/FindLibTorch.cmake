@@ -43,7 +43,15 @@ if(NOT TARGET slidetile::torch)
   target_include_directories(slidetile_torch SYSTEM INTERFACE ${folder}/include ${folder}/include/torch/csrc/api/include)
   # Back ends register themselves when they are loaded, so that each is linked whether a symbol of it is used or not.
   set(libraries ${LibTorch_LIBRARY_DIR}/libtorch_cpu.so ${LibTorch_LIBRARY_DIR}/libc10.so)
-  if(SLIDETILE_HAS_CUDA AND EXISTS ${LibTorch_LIBRARY_DIR}/libtorch_cuda.so)
+  if(SLIDETILE_HAS_CUDA)
+    # It loads where the rest of CUDA's libraries are there too; tools/setup.sh leaves them out where no toolkit is.
+    execute_process(COMMAND ${python} -c "import ctypes; ctypes.CDLL('${LibTorch_LIBRARY_DIR}/libtorch_cuda.so')"
+                    RESULT_VARIABLE cuda_missing OUTPUT_QUIET ERROR_QUIET)
+    if(cuda_missing)
+      message(STATUS "Text to video: on the CPU alone, ${LibTorch_LIBRARY_DIR}/libtorch_cuda.so does not load")
+    endif()
+  endif()
+  if(SLIDETILE_HAS_CUDA AND NOT cuda_missing)
     list(APPEND libraries ${LibTorch_LIBRARY_DIR}/libtorch_cuda.so ${LibTorch_LIBRARY_DIR}/libc10_cuda.so)
     target_include_directories(slidetile_torch SYSTEM INTERFACE ${CUDAToolkit_INCLUDE_DIRS})
     target_compile_definitions(slidetile_torch INTERFACE SLIDETILE_TORCH_CUDA)
@@ -51,5 +59,5 @@ if(NOT TARGET slidetile::torch)
   target_link_libraries(slidetile_torch INTERFACE -Wl,--push-state,--no-as-needed ${libraries} -Wl,--pop-state)
   # Found at run time without LD_LIBRARY_PATH, which may still name another place: that is what RUNPATH is, unlike RPATH.
   # Libraries that these need are found by their own RPATH.
-  target_link_options(slidetile_torch INTERFACE -Wl,--enable-new-dtags -Wl,--allow-shlib-undefined -Wl,--unresolved-symbols=ignore-in-shared-libs)
+  target_link_options(slidetile_torch INTERFACE -Wl,--enable-new-dtags -Wl,--allow-shlib-undefined)
 endif()

@@ -191,7 +191,7 @@ TEST_CASE("folders that are no model are errors") {
 TEST_CASE("prompts become tokens, and the empty one is null words") {
   const Tensor tokens = TextEncoder::tokens({"a small red circle moves left", ""});
   CHECK((tokens.sizes() == torch::IntArrayRef({2, TextEncoder::kMaxWords})));
-  CHECK(vocabulary()[tokens[0][2].item<size_t>()] == "red");
+  CHECK(vocabulary()[static_cast<size_t>(tokens[0][2].item<int64_t>())] == "red");
   CHECK(tokens[0][6].item<int64_t>() == TextEncoder::null_token());
   CHECK((tokens[1] == TextEncoder::null_token()).all().item<bool>());
   TextEncoder encoder(16);

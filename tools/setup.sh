@@ -28,15 +28,17 @@ install_missing() {
   rm -f "$log"
 }
 
-# LibTorch for text to video: PyTorch's pip package (800 MB) in build/venv, with the packages that hold CUDA's libraries (4 GB) only where
-# there is a GPU. CMake finds it there; nothing imports it.
+# LibTorch for text to video: PyTorch's pip package in the virtual environment build/venv, where CMake looks for it. Where there is no CUDA
+# toolkit, with just the two packages whose libraries its CPU part loads (1.3 GB, a minute or so); else with all of them (5 GB).
 install_torch() {
-  local python=build/venv/bin/python options=(--no-deps)
+  local python=build/venv/bin/python wheels=(torch==2.11.0)
   [ -x "$python" ] || python3 -m venv build/venv
-  if command -v nvidia-smi >/dev/null; then options=(); fi
-  if "$python" -m pip --disable-pip-version-check show --quiet torch 2>/dev/null; then return; fi
+  ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)' || return 0
+  if [ "$(uname -m)" = x86_64 ] && ! command -v nvcc >/dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+    wheels+=(--no-deps nvidia-cuda-runtime==13.0.96 nvidia-cuda-cupti==13.0.85)
+  fi
   echo "Installing PyTorch 2.11.0, for its C++ library, into build/venv"
-  "$python" -m pip install --quiet --disable-pip-version-check "${options[@]}" torch==2.11.0
+  "$python" -m pip install --quiet --disable-pip-version-check "${wheels[@]}"
 }
 
 # configure PRESET OPTION...: prints only where it fails.

@@ -56,11 +56,13 @@ python() {
   "$python" -m pytest -q python/tests
 }
 
-# Where nvcc is, this compiles the CUDA back end, and a rule reads what the assembler says of each kernel.
+# Where nvcc is, this compiles the CUDA back end, and a rule reads what the assembler says of each kernel. Text to video is built on the
+# LibTorch of build/venv, which the stage python fills too.
 release() {
   say "release: all tests and the project's rules"
   command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ] || echo "No nvcc: the CUDA back end is left out."
-  build release
+  install_torch
+  build release -DSLIDETILE_VIDEO=ON
   ctest --preset release -j "$jobs"
 }
 

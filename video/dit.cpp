@@ -40,16 +40,21 @@ struct LayerNorm : torch::nn::Module {
   double eps_;
 };
 
-// LN(x) (1 + scale) + shift, computed in f32. x [b, s, d], scale and shift [b, 1, d].
-Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps) {
-  const Tensor normal = torch::layer_norm(x.to(torch::kFloat32), {x.size(-1)}, {}, {}, eps);
-  return torch::addcmul(shift, normal, scale + 1).to(x.scalar_type());
+// a + b c, computed in the widest type of the three, as `dtype`. Without gradients that is one pass over memory.
+Tensor sum_of_product(const Tensor& a, const Tensor& b, const Tensor& c, torch::ScalarType dtype) {
+  if (torch::GradMode::is_enabled()) return torch::addcmul(a, b, c).to(dtype);
+  Tensor out = torch::empty(b.sizes(), b.options().dtype(dtype));
+  return torch::addcmul_out(out, a, b, c);
 }
 
-// x + y gate, computed in f32. gate [b, 1, d].
-Tensor gated_sum(const Tensor& x, const Tensor& y, const Tensor& gate) {
-  return torch::addcmul(x.to(torch::kFloat32), y.to(torch::kFloat32), gate).to(x.scalar_type());
+// LN(x) (1 + scale) + shift, computed in f32. x [b, s, d], scale and shift [b, 1, d] in f32.
+Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps) {
+  const Tensor normal = torch::layer_norm(x.to(torch::kFloat32), {x.size(-1)}, {}, {}, eps);
+  return sum_of_product(shift, normal, scale + 1, x.scalar_type());
 }
+
+// x + y gate, computed in f32. gate [b, 1, d] in f32.
+Tensor gated_sum(const Tensor& x, const Tensor& y, const Tensor& gate) { return sum_of_product(x, y, gate, x.scalar_type()); }
 
 // Turns consecutive pairs of channels. x [b, s, h, d], rotations complex [s, 1, d / 2].
 Tensor rotate(const Tensor& x, const Tensor& rotations) {
