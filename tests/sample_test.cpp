@@ -170,7 +170,7 @@ TEST_CASE("reduced precision stays near") {
   const torch::Tensor exact = sample(model, request).latents;
   model.transformer->set_dtype(torch::kBFloat16);
   const torch::Tensor rounded = sample(model, request).latents;
-  CHECK(rounded.scalar_type() == torch::kFloat32);
+  CHECK((rounded.scalar_type() == torch::kFloat32));
   CHECK(relative_error(rounded, exact) < 0.05);
 }
 
