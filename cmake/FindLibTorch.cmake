@@ -20,6 +20,7 @@ foreach(python IN LISTS pythons)
     string(REGEX MATCH "[0-9]+\\.[0-9]+\\.[0-9]+" LibTorch_VERSION "${version}")
     if(LibTorch_VERSION VERSION_GREATER_EQUAL LibTorch_FIND_VERSION)
       set(LibTorch_FOUND TRUE)
+      set(torch_python ${python})
       break()
     endif()
     set(LibTorch_MISSING "${python} has PyTorch ${LibTorch_VERSION}, expected ${LibTorch_FIND_VERSION} or later")
@@ -45,7 +46,7 @@ if(NOT TARGET slidetile::torch)
   set(libraries ${LibTorch_LIBRARY_DIR}/libtorch_cpu.so ${LibTorch_LIBRARY_DIR}/libc10.so)
   if(SLIDETILE_HAS_CUDA)
     # It loads where the rest of CUDA's libraries are there too; tools/setup.sh leaves them out where no toolkit is.
-    execute_process(COMMAND ${python} -c "import ctypes; ctypes.CDLL('${LibTorch_LIBRARY_DIR}/libtorch_cuda.so')"
+    execute_process(COMMAND ${torch_python} -c "import ctypes; ctypes.CDLL('${LibTorch_LIBRARY_DIR}/libtorch_cuda.so')"
                     RESULT_VARIABLE cuda_missing OUTPUT_QUIET ERROR_QUIET)
     if(cuda_missing)
       message(STATUS "Text to video: on the CPU alone, ${LibTorch_LIBRARY_DIR}/libtorch_cuda.so does not load")

@@ -152,7 +152,9 @@ TEST_CASE("attend is softmax attention over the visible pairs, and so are its gr
       theirs.push_back(ours.back().detach().clone().requires_grad_());
     }
     const Tensor out = attend(ours[0], ours[1], ours[2], shared);
-    const auto heads_first = [](const Tensor& x) { return x.transpose(1, 2); };
+    const auto heads_first = [](const Tensor& x) {
+      return x.transpose(1, 2);
+    };
     const Tensor scores = torch::matmul(heads_first(theirs[0]), heads_first(theirs[1]).transpose(-1, -2)) / std::sqrt(32.0);
     const Tensor weights = torch::softmax(scores.masked_fill(~mask.to(device), -INFINITY), -1);
     const Tensor want = heads_first(torch::matmul(weights, heads_first(theirs[2])));
@@ -215,15 +217,35 @@ TEST_CASE("the released models have their parameters") {
 }
 
 TEST_CASE("configurations that ask for something else are errors") {
-  const auto reading = [](const std::string& text) { dit_config_from_json(text, "config.json"); };
+  const auto reading = [](const std::string& text) {
+    dit_config_from_json(text, "config.json");
+  };
   CHECK_NOTHROW(reading(R"({"_diffusers_version": "0.42.1", "image_dim": null})"));
-  CHECK_THROWS_WITH_AS(reading(R"({"heads": 3})"), "config.json: heads is no key of this model, expected those of WanTransformer3DModel", Error);
-  CHECK_THROWS_WITH_AS(reading(R"({"image_dim": 1280})"), "config.json: image_dim is 1280, expected null: image to video is not supported", Error);
-  for (const char* text : {"[]", "{", R"({"eps": 0})", R"({"eps": "small"})", R"({"num_layers": 0})", R"({"num_layers": 3.5})", R"({"num_layers": 2000})",
-                           R"({"patch_size": [1, 2]})", R"({"patch_size": 2})", R"({"attention_head_dim": 7})", R"({"attention_head_dim": 512})",
-                           R"({"freq_dim": 33})", R"({"qk_norm": "rms_norm"})", R"({"cross_attn_norm": 1})", R"({"ffn_dim": -4})",
-                           R"({"ffn_dim": 99999999999})", R"({"_class_name": "UNet"})", R"({"ffn_dim": 1, "ffn_dim": 1})",
-                           R"({"num_attention_heads": 1000000})", R"({"added_kv_proj_dim": 4})", R"({"pos_embed_seq_len": 4})"}) {
+  CHECK_THROWS_WITH_AS(reading(R"({"heads": 3})"), "config.json: heads is no key of this model, expected those of WanTransformer3DModel",
+                       Error);
+  CHECK_THROWS_WITH_AS(reading(R"({"image_dim": 1280})"), "config.json: image_dim is 1280, expected null: image to video is not supported",
+                       Error);
+  for (const char* text : {"[]",
+                           "{",
+                           R"({"eps": 0})",
+                           R"({"eps": "small"})",
+                           R"({"num_layers": 0})",
+                           R"({"num_layers": 3.5})",
+                           R"({"num_layers": 2000})",
+                           R"({"patch_size": [1, 2]})",
+                           R"({"patch_size": 2})",
+                           R"({"attention_head_dim": 7})",
+                           R"({"attention_head_dim": 512})",
+                           R"({"freq_dim": 33})",
+                           R"({"qk_norm": "rms_norm"})",
+                           R"({"cross_attn_norm": 1})",
+                           R"({"ffn_dim": -4})",
+                           R"({"ffn_dim": 99999999999})",
+                           R"({"_class_name": "UNet"})",
+                           R"({"ffn_dim": 1, "ffn_dim": 1})",
+                           R"({"num_attention_heads": 1000000})",
+                           R"({"added_kv_proj_dim": 4})",
+                           R"({"pos_embed_seq_len": 4})"}) {
     CAPTURE(text);
     CHECK_THROWS_AS(reading(text), Error);
   }
@@ -232,13 +254,16 @@ TEST_CASE("configurations that ask for something else are errors") {
 TEST_CASE("inputs that do not fit are errors") {
   const Case test(kGoldens[1], torch::kCPU);
   const TokenPlans plans = test.dense({2, 2, 2});
-  const auto run = [&](const Tensor& latents, const Tensor& timestep, const Tensor& text) { test.dit->forward(latents, timestep, text, plans); };
+  const auto run = [&](const Tensor& latents, const Tensor& timestep, const Tensor& text) {
+    test.dit->forward(latents, timestep, text, plans);
+  };
   CHECK_THROWS_AS(run(test.latents.narrow(1, 0, 4), test.timestep, test.text), Error);
   CHECK_THROWS_AS(run(test.latents.narrow(3, 0, 18), test.timestep, test.text), Error);
   CHECK_THROWS_AS(run(test.latents.narrow(3, 0, 16), test.timestep, test.text), Error);  // another canvas than the plans'
   CHECK_THROWS_AS(run(test.latents, test.timestep.narrow(0, 0, 1), test.text), Error);
   CHECK_THROWS_AS(run(test.latents, test.timestep, test.text.narrow(2, 0, 8)), Error);
-  CHECK_THROWS_AS(test.dit->forward(test.latents, test.timestep, test.text, PlanMaker(test.canvas, {2, 2, 2}, torch::kCPU).dense(1)), Error);
+  CHECK_THROWS_AS(test.dit->forward(test.latents, test.timestep, test.text, PlanMaker(test.canvas, {2, 2, 2}, torch::kCPU).dense(1)),
+                  Error);
   CHECK_THROWS_AS(test.dit->canvas_of({4, 20, 13}), Error);
   CHECK_THROWS_AS(device_of(torch::Device(torch::kMeta)), Error);
   const Tensor flat = torch::zeros({2, 3});
@@ -267,7 +292,8 @@ TEST_CASE("the timer counts attention's share, of gradients too") {
 }
 
 #ifdef SLIDETILE_TORCH_CUDA
-TEST_CASE("a forward and backward pass is captured into a graph and replayed on other inputs" * doctest::skip(!torch::cuda::is_available())) {
+TEST_CASE("a forward and backward pass is captured into a graph and replayed on other inputs" *
+          doctest::skip(!torch::cuda::is_available())) {
   const torch::Device device(torch::kCUDA, 0);
   Case test(kGoldens[1], device);
   const TokenPlans plans = PlanMaker(test.canvas, {2, 2, 2}, device).sliding(Window{2, 2, 2}, test.config.num_layers);

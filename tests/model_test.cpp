@@ -32,7 +32,15 @@ struct Folder {
 };
 
 DitConfig small_config() {
-  return {.num_attention_heads = 2, .attention_head_dim = 12, .in_channels = 3, .out_channels = 3, .text_dim = 16, .freq_dim = 8, .ffn_dim = 20, .num_layers = 2, .rope_max_seq_len = 32};
+  return {.num_attention_heads = 2,
+          .attention_head_dim = 12,
+          .in_channels = 3,
+          .out_channels = 3,
+          .text_dim = 16,
+          .freq_dim = 8,
+          .ffn_dim = 20,
+          .num_layers = 2,
+          .rope_max_seq_len = 32};
 }
 
 Model small_model() {
@@ -120,11 +128,14 @@ TEST_CASE("shards that an index names are read") {
   }
   fs::remove(folder / kWeights);
   const std::string index = folder / (std::string(kWeights) + ".index.json");
-  const auto load = [&] { load_dit(folder / "transformer", torch::kCPU); };
+  const auto load = [&] {
+    load_dit(folder / "transformer", torch::kCPU);
+  };
   CHECK(error_of(load).find("neither diffusion_pytorch_model.safetensors nor") != std::string::npos);
   write_file(index, nlohmann::json{{"metadata", {{"total_size", 1}}}, {"weight_map", map}}.dump());
   CHECK(same_parameters(*load_dit(folder / "transformer", torch::kCPU), *model.transformer));
-  for (const char* text : {"{}", R"({"weight_map": {}})", R"({"weight_map": {"a": 3}})", R"({"weight_map": {"a": "../x"}})", R"({"weight_map": {"a": "none.safetensors"}})"}) {
+  for (const char* text : {"{}", R"({"weight_map": {}})", R"({"weight_map": {"a": 3}})", R"({"weight_map": {"a": "../x"}})",
+                           R"({"weight_map": {"a": "none.safetensors"}})"}) {
     CAPTURE(text);
     write_file(index, std::string(text));
     CHECK(error_of(load) != "");
@@ -133,11 +144,15 @@ TEST_CASE("shards that an index names are read") {
 
 TEST_CASE("tensors that do not fit are named, with what was found and what was expected") {
   const Folder folder;
-  const auto load = [&] { load_model(folder.path.string(), torch::kCPU); };
+  const auto load = [&] {
+    load_model(folder.path.string(), torch::kCPU);
+  };
   save_model(folder.path.string(), small_model());
   CHECK(error_of(load) == "");
   const auto without = [](const std::string& name) {
-    return [name](std::vector<SafetensorsTensor>& tensors) { std::erase_if(tensors, [&](const auto& tensor) { return tensor.name == name; }); };
+    return [name](std::vector<SafetensorsTensor>& tensors) {
+      std::erase_if(tensors, [&](const auto& tensor) { return tensor.name == name; });
+    };
   };
   change_weights(folder, without("blocks.1.ffn.net.0.proj.bias"));
   CHECK(error_of(load) == folder / "transformer/diffusion_pytorch_model" + ": 'blocks.1.ffn.net.0.proj.bias' [20] is missing");
@@ -167,7 +182,9 @@ TEST_CASE("tensors that do not fit are named, with what was found and what was e
 TEST_CASE("folders that are no model are errors") {
   const Folder folder;
   const std::string model = folder.path.string();
-  const auto load = [&] { load_model(model, torch::kCPU); };
+  const auto load = [&] {
+    load_model(model, torch::kCPU);
+  };
   CHECK(error_of(load).find("model_index.json") != std::string::npos);
   const auto changed = [&](const std::string& name, const std::string& text) {
     save_model(model, small_model());
@@ -175,13 +192,13 @@ TEST_CASE("folders that are no model are errors") {
     return error_of(load);
   };
   CHECK(changed("model_index.json", "{}").find("transformer is absent") != std::string::npos);
-  CHECK(changed("model_index.json", R"({"transformer": 1, "scheduler": 1, "text_encoder": ["transformers", "UMT5EncoderModel"]})").find("not supported") !=
-        std::string::npos);
+  CHECK(changed("model_index.json", R"({"transformer": 1, "scheduler": 1, "text_encoder": ["transformers", "UMT5EncoderModel"]})")
+            .find("not supported") != std::string::npos);
   CHECK(changed("transformer/config.json", R"({"depth": 3})").find("depth is no key") != std::string::npos);
   CHECK(changed("scheduler/scheduler_config.json", "[]") != "");
   CHECK(changed("text_encoder/config.json", "{}").find("_class_name is absent") != std::string::npos);
-  CHECK(changed("text_encoder/config.json", R"({"_class_name": "WordEmbedding", "max_words": 32, "vocabulary": ["a"], "text_dim": 16})").find("vocabulary") !=
-        std::string::npos);
+  CHECK(changed("text_encoder/config.json", R"({"_class_name": "WordEmbedding", "max_words": 32, "vocabulary": ["a"], "text_dim": 16})")
+            .find("vocabulary") != std::string::npos);
   save_model(model, small_model());
   fs::remove(folder / "scheduler/scheduler_config.json");
   CHECK(error_of(load).find("scheduler_config.json") != std::string::npos);

@@ -41,8 +41,8 @@ TEST_CASE("both schedulers take diffusers' steps") {
           CAPTURE(i);
           CHECK(scheduler->sigmas()[static_cast<size_t>(i)] == doctest::Approx(sigmas[i].item<double>()).epsilon(1e-7));
           CHECK(scheduler->timestep(i) == doctest::Approx(timesteps[i].item<double>()).epsilon(1e-6));
-          const Tensor velocity = torch::tanh(sample * 1.5) * (0.3 + scheduler->timestep(i) / 1000) -
-                                  0.25 * fill("drift" + std::to_string(i), sample.sizes());
+          const Tensor velocity =
+              torch::tanh(sample * 1.5) * (0.3 + scheduler->timestep(i) / 1000) - 0.25 * fill("drift" + std::to_string(i), sample.sizes());
           sample = scheduler->step(velocity, sample);
           CHECK(relative_error(sample, samples[i].unsqueeze(0)) <= 1e-5);
         }
@@ -78,9 +78,12 @@ TEST_CASE("configurations are read back, and what is not here is an error") {
     CHECK(back.num_train_timesteps == 500);
     CHECK(back.shift == 2.5);
   }
-  const auto reading = [](const std::string& text) { scheduler_config_from_json(text, "scheduler_config.json"); };
-  CHECK_THROWS_WITH_AS(reading(R"({"_class_name": "DDPMScheduler"})"),
-                       "scheduler_config.json: _class_name is 'DDPMScheduler', expected FlowMatchEulerDiscreteScheduler or UniPCMultistepScheduler", Error);
+  const auto reading = [](const std::string& text) {
+    scheduler_config_from_json(text, "scheduler_config.json");
+  };
+  CHECK_THROWS_WITH_AS(
+      reading(R"({"_class_name": "DDPMScheduler"})"),
+      "scheduler_config.json: _class_name is 'DDPMScheduler', expected FlowMatchEulerDiscreteScheduler or UniPCMultistepScheduler", Error);
   CHECK_THROWS_WITH_AS(reading(R"({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_beta_sigmas": true})"),
                        "scheduler_config.json: use_beta_sigmas is true, expected false", Error);
   for (const char* rest : {R"("shift": 0)", R"("shift": "3")", R"("num_train_timesteps": 1)", R"("flow_shift": 3)", R"("cfg": 3)"}) {

@@ -194,17 +194,13 @@ class Attend : public torch::autograd::Function<Attend> {
     const LayerPlan& plan = *holder->plan;
     const torch::Tensor &q = saved[0], &k = saved[1], &v = saved[2], &out = saved[3];
     const torch::Tensor dout = readable(grads[0].to(q.scalar_type()));
-    const auto like = [](const torch::Tensor& tensor) { return torch::empty(tensor.sizes(), tensor.options()); };
+    const auto like = [](const torch::Tensor& tensor) {
+      return torch::empty(tensor.sizes(), tensor.options());
+    };
     const torch::Tensor dq = like(q), dk = like(k), dv = like(v);
-    const BackwardTensors tensors{view_of_torch(q),
-                                  view_of_torch(k),
-                                  view_of_torch(v),
-                                  view_of_torch(out),
-                                  view_of_torch(saved[4].transpose(1, 2)),
-                                  view_of_torch(dout),
-                                  view_of_torch(dq),
-                                  view_of_torch(dk),
-                                  view_of_torch(dv)};
+    const BackwardTensors tensors{
+        view_of_torch(q),    view_of_torch(k),  view_of_torch(v),  view_of_torch(out), view_of_torch(saved[4].transpose(1, 2)),
+        view_of_torch(dout), view_of_torch(dq), view_of_torch(dk), view_of_torch(dv)};
     const torch::Device device = q.device();
     Call call(device);
     call.allocate(backward_workspace_bytes(tensors, plan.view(), plan.transposed(), call.options), device);

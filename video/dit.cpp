@@ -2,6 +2,7 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "slidetile/error.h"
@@ -98,7 +99,9 @@ struct Linear : torch::nn::Module {
 struct DitAttention : torch::nn::Module {
   DitAttention(const DitConfig& config, const torch::TensorOptions& options) : heads(config.num_attention_heads) {
     const int64_t d = config.width();
-    const auto linear = [&] { return std::make_shared<Linear>(d, d, options); };
+    const auto linear = [&] {
+      return std::make_shared<Linear>(d, d, options);
+    };
     to_q = add(*this, "to_q", linear());
     to_k = add(*this, "to_k", linear());
     to_v = add(*this, "to_v", linear());
@@ -135,8 +138,7 @@ struct DitBlock : torch::nn::Module {
     const auto net = add_group(*add_group(*this, "ffn"), "net");
     ffn_in = add(*add_group(*net, "0"), "proj", std::make_shared<Linear>(d, config.ffn_dim, options));
     ffn_out = add(*net, "2", std::make_shared<Linear>(config.ffn_dim, d, options));
-    scale_shift_table =
-        register_parameter("scale_shift_table", torch::randn({1, 6, d}, f32(options)) / std::sqrt(static_cast<double>(d)));
+    scale_shift_table = register_parameter("scale_shift_table", torch::randn({1, 6, d}, f32(options)) / std::sqrt(static_cast<double>(d)));
   }
 
   // x [b, s, d], text [b, words, d], time [b, 6, d] in f32
@@ -145,8 +147,24 @@ struct DitBlock : torch::nn::Module {
     const auto part = (scale_shift_table + time).chunk(6, 1);  // shift, scale, gate of attention, then of the feed-forward
     Tensor x = gated_sum(x_in, attn1->self(modulated_norm(x_in, part[1], part[0], eps), rotations, plan), part[2]);
     x = x + attn2->cross(norm2 ? norm2->forward(x) : x, text);
-    const Tensor hidden = torch::gelu(ffn_in->forward(modulated_norm(x, part[4], part[3], eps)), "tanh");
-    return gated_sum(x, ffn_out->forward(hidden), part[5]);
+    return gated_sum(x, feed_forward(modulated_norm(x, part[4], part[3], eps)), part[5]);
+  }
+
+  Tensor feed_forward(const Tensor& x) const {
+    if (torch::GradMode::is_enabled() || !x.is_cpu()) return ffn_out->forward(torch::gelu(ffn_in->forward(x), "tanh"));
+    // The hidden layer is the widest tensor of all: on CPU it is made some rows at a time, which stay in the cache, and whose memory the
+    // allocator keeps (32 MB and more it gets from the system anew each time, page by page).
+    constexpr int64_t kBytes = int64_t{4} << 20;
+    const Tensor rows = x.flatten(0, 1);
+    const int64_t row_bytes = ffn_in->weight.size(0) * static_cast<int64_t>(x.element_size());
+    Tensor out = torch::empty(rows.sizes(), rows.options());
+    for (int64_t begin = 0, step = std::max<int64_t>(kBytes / row_bytes, 16); begin < rows.size(0); begin += step) {
+      const int64_t count = std::min(step, rows.size(0) - begin);
+      Tensor hidden = ffn_in->forward(rows.narrow(0, begin, count)), part = out.narrow(0, begin, count);
+      torch::gelu_(hidden, "tanh");
+      torch::addmm_out(part, ffn_out->bias, hidden, ffn_out->weight.t());
+    }
+    return out.view_as(x);
   }
 
   double eps;
@@ -228,15 +246,16 @@ Tensor Dit::rotations(const Dim3& canvas, const RopeScale& scale, const torch::D
   return complex;
 }
 
-Tensor Dit::forward(const Tensor& latents, const Tensor& timestep, const Tensor& text_in, const TokenPlans& plans,
-                    const RopeScale& scale) {
+Tensor Dit::forward(const Tensor& latents, const Tensor& timestep, const Tensor& text_in, const TokenPlans& plans, const RopeScale& scale) {
   require(latents.dim() == 5 && latents.size(1) == config_.in_channels, "transformer: latents of shape ", latents.sizes(),
           ", expected batch x ", config_.in_channels, " channels x t x h x w");
   const int64_t batch = latents.size(0);
   require(timestep.dim() == 1 && timestep.size(0) == batch, "transformer: timestep of shape ", timestep.sizes(), ", expected ", batch);
   require(text_in.dim() == 3 && text_in.size(0) == batch && text_in.size(2) == config_.text_dim, "transformer: text of shape ",
           text_in.sizes(), ", expected ", batch, " x words x ", config_.text_dim);
-  const auto extent = [&](int64_t axis) { return static_cast<int32_t>(latents.size(axis)); };
+  const auto extent = [&](int64_t axis) {
+    return static_cast<int32_t>(latents.size(axis));
+  };
   const Dim3 canvas = canvas_of({extent(2), extent(3), extent(4)});
   require(plans.canvas() == canvas && plans.layers() == config_.num_layers, "transformer: plans of ", plans.layers(), " layers over ",
           plans.canvas(), ", expected ", config_.num_layers, " over ", canvas);

@@ -71,7 +71,8 @@ void validate(const DitConfig& config, const std::string& name) {
   require(config.attention_head_dim % 2 == 0 && config.attention_head_dim >= 6 && config.attention_head_dim <= 256, name,
           ": attention_head_dim is ", config.attention_head_dim, ", expected an even number from 6 to 256");
   require(config.freq_dim % 2 == 0, name, ": freq_dim is ", config.freq_dim, ", expected an even number");
-  require(config.width() <= kLargest, name, ": num_attention_heads x attention_head_dim is ", config.width(), ", expected at most ", kLargest);
+  require(config.width() <= kLargest, name, ": num_attention_heads x attention_head_dim is ", config.width(), ", expected at most ",
+          kLargest);
   const auto [t, h, w] = config.patch_size;
   require(t <= 64 && h <= 64 && w <= 64, name, ": patch_size is ", t, "x", h, "x", w, ", expected at most 64 on each axis");
   require(config.num_layers <= 1024, name, ": num_layers is ", config.num_layers, ", expected at most 1024");
@@ -80,7 +81,9 @@ void validate(const DitConfig& config, const std::string& name) {
 }  // namespace
 
 int64_t DitConfig::parameters() const noexcept {
-  const auto linear = [](int64_t in, int64_t out) { return in * out + out; };
+  const auto linear = [](int64_t in, int64_t out) {
+    return in * out + out;
+  };
   const int64_t d = width();
   const int64_t attention = 4 * linear(d, d) + 2 * d;  // q, k, v, out, and the norms of q and k
   const int64_t block = 6 * d + 2 * attention + (cross_attn_norm ? 2 * d : 0) + linear(d, ffn_dim) + linear(ffn_dim, d);

@@ -49,8 +49,10 @@ int64_t text_dim_from(const std::string& path) {
     return json[key];
   };
   require(at("_class_name") == kEncoderClass, path, ": _class_name is ", shown(at("_class_name")), ", expected \"", kEncoderClass, "\"");
-  require(at("max_words") == TextEncoder::kMaxWords, path, ": max_words is ", shown(at("max_words")), ", expected ", TextEncoder::kMaxWords);
-  require(at("vocabulary") == Json(vocabulary()), path, ": its vocabulary is not that of this program, expected its ", null_word(), " words");
+  require(at("max_words") == TextEncoder::kMaxWords, path, ": max_words is ", shown(at("max_words")), ", expected ",
+          TextEncoder::kMaxWords);
+  require(at("vocabulary") == Json(vocabulary()), path, ": its vocabulary is not that of this program, expected its ", null_word(),
+          " words");
   const Json dim = at("text_dim");
   require(dim.is_number_integer() && dim.get<int64_t>() > 0 && dim.get<int64_t>() <= 65536, path, ": text_dim is ", shown(dim),
           ", expected 1 to 65536");
@@ -108,7 +110,8 @@ std::shared_ptr<Dit> load_dit(const std::string& folder, const torch::Device& de
 Model load_model(const std::string& folder, const torch::Device& device, torch::ScalarType dtype) {
   const std::string index = folder + "/model_index.json";
   const Json json = parse_json<Json>(read_text(index), index + ": ", kDeepest);
-  for (const char* part : {"transformer", "text_encoder", "scheduler"}) require(json.is_object() && json.contains(part), index, ": ", part, " is absent");
+  for (const char* part : {"transformer", "text_encoder", "scheduler"})
+    require(json.is_object() && json.contains(part), index, ": ", part, " is absent");
   require(json["text_encoder"] == Json({"slidetile", kEncoderClass}), index, ": text_encoder is ", shown(json["text_encoder"]),
           ", expected [\"slidetile\",\"", kEncoderClass, "\"]: other text encoders are not supported");
   Model model;
@@ -118,8 +121,8 @@ Model load_model(const std::string& folder, const torch::Device& device, torch::
   model.text_encoder = std::make_shared<TextEncoder>(text_dim_from(text_json), torch::TensorOptions().device(device).dtype(dtype));
   load_parameters(*model.text_encoder, text_folder, kTextWeights);
   model.transformer = load_dit(folder + kTransformer, device, dtype);
-  require(model.text_encoder->text_dim() == model.transformer->config().text_dim, text_json, ": text_dim is ", model.text_encoder->text_dim(),
-          ", the transformer expects ", model.transformer->config().text_dim);
+  require(model.text_encoder->text_dim() == model.transformer->config().text_dim, text_json, ": text_dim is ",
+          model.text_encoder->text_dim(), ", the transformer expects ", model.transformer->config().text_dim);
   return model;
 }
 

@@ -33,9 +33,11 @@ torch::ScalarType torch_dtype(const SafetensorsTensor& tensor, const std::string
 std::vector<std::string> weight_files(const std::string& folder, const std::string& stem) {
   const std::string single = folder + "/" + stem + ".safetensors", index = single + ".index.json";
   if (std::filesystem::exists(single)) return {single};
-  if (!std::filesystem::exists(index)) fail(ErrorCode::kIo, folder, ": neither ", stem, ".safetensors nor ", stem, ".safetensors.index.json is there");
+  if (!std::filesystem::exists(index))
+    fail(ErrorCode::kIo, folder, ": neither ", stem, ".safetensors nor ", stem, ".safetensors.index.json is there");
   const Json json = parse_json<Json>(read_text(index), index + ": ", kDeepest);
-  require(json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(), index, ": no weight_map, expected an object of names");
+  require(json.is_object() && json.contains("weight_map") && json["weight_map"].is_object(), index,
+          ": no weight_map, expected an object of names");
   std::set<std::string> shards;
   for (const auto& [name, shard] : json["weight_map"].items()) {
     require(shard.is_string(), index, ": ", in_quotes(name), " is in ", shown(shard), ", expected the name of a file");
@@ -68,8 +70,8 @@ void load_parameters(torch::nn::Module& module, const std::string& folder, const
       require(found != missing.end(), path, ": ", in_quotes(tensor.name), " ", c10::IntArrayRef(tensor.shape),
               " is no tensor of this model, or there twice");
       torch::Tensor& parameter = found->second;
-      require(parameter.sizes() == c10::IntArrayRef(tensor.shape), path, ": ", in_quotes(tensor.name), " is ", c10::IntArrayRef(tensor.shape), ", expected ",
-              parameter.sizes());
+      require(parameter.sizes() == c10::IntArrayRef(tensor.shape), path, ": ", in_quotes(tensor.name), " is ",
+              c10::IntArrayRef(tensor.shape), ", expected ", parameter.sizes());
       const auto options = torch::TensorOptions().dtype(torch_dtype(tensor, path));
       // The file's bytes may lie at any address: where a word of the type may not, they are copied first.
       if (reinterpret_cast<uintptr_t>(tensor.data.data()) % options.dtype().itemsize() == 0) {

@@ -26,21 +26,34 @@ const Json& fixed_keys(SchedulerKind kind) {
   static const Json euler = {{"use_dynamic_shifting", false}, {"invert_sigmas", false},          {"shift_terminal", nullptr},
                              {"use_karras_sigmas", false},    {"use_exponential_sigmas", false}, {"use_beta_sigmas", false},
                              {"stochastic_sampling", false}};
-  static const Json uni_pc = {{"solver_order", 2},          {"prediction_type", "flow_prediction"}, {"thresholding", false},   {"lower_order_final", true},
-                              {"predict_x0", true},         {"solver_type", "bh2"},                 {"disable_corrector", Json::array()},
-                              {"solver_p", nullptr},        {"use_karras_sigmas", false},           {"use_exponential_sigmas", false},
-                              {"use_beta_sigmas", false},   {"use_flow_sigmas", true},              {"final_sigmas_type", "zero"},
-                              {"shift_terminal", nullptr},  {"use_dynamic_shifting", false},        {"rescale_betas_zero_snr", false},
+  static const Json uni_pc = {{"solver_order", 2},
+                              {"prediction_type", "flow_prediction"},
+                              {"thresholding", false},
+                              {"lower_order_final", true},
+                              {"predict_x0", true},
+                              {"solver_type", "bh2"},
+                              {"disable_corrector", Json::array()},
+                              {"solver_p", nullptr},
+                              {"use_karras_sigmas", false},
+                              {"use_exponential_sigmas", false},
+                              {"use_beta_sigmas", false},
+                              {"use_flow_sigmas", true},
+                              {"final_sigmas_type", "zero"},
+                              {"shift_terminal", nullptr},
+                              {"use_dynamic_shifting", false},
+                              {"rescale_betas_zero_snr", false},
                               {"trained_betas", nullptr}};
   return kind == SchedulerKind::kEuler ? euler : uni_pc;
 }
 
 bool is_ignored(SchedulerKind kind, const std::string& key) {
   static const char* const euler[] = {"base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"};
-  static const char* const uni_pc[] = {"beta_start",       "beta_end",     "beta_schedule",   "dynamic_thresholding_ratio",
+  static const char* const uni_pc[] = {"beta_start",       "beta_end",     "beta_schedule",    "dynamic_thresholding_ratio",
                                        "sample_max_value", "steps_offset", "timestep_spacing", "time_shift_type",
                                        "sigma_min",        "sigma_max"};
-  const auto among = [&](const auto& keys) { return std::find(std::begin(keys), std::end(keys), key) != std::end(keys); };
+  const auto among = [&](const auto& keys) {
+    return std::find(std::begin(keys), std::end(keys), key) != std::end(keys);
+  };
   return key[0] == '_' || (kind == SchedulerKind::kEuler ? among(euler) : among(uni_pc));
 }
 
@@ -69,7 +82,8 @@ class Euler final : public Scheduler {
 };
 
 // Unified predictor-corrector of second order in the variable lambda = log((1 - sigma) / sigma), on predictions of the data (arXiv
-// 2302.04867, B2), the first and the last step of first order. Each step first corrects the sample that the last one predicted, with the model's answer there.
+// 2302.04867, B2), the first and the last step of first order. Each step first corrects the sample that the last one predicted, with the
+// model's answer there.
 class UniPc final : public Scheduler {
  public:
   UniPc(const SchedulerConfig& config, int64_t steps) {
@@ -153,7 +167,8 @@ SchedulerConfig scheduler_config_from_json(const std::string& text, const std::s
   require(json.is_object(), name, ": ", shown(json), ", expected an object");
   SchedulerConfig config;
   const std::string kind = json.contains("_class_name") && json["_class_name"].is_string() ? json["_class_name"].get<std::string>() : "";
-  require(kind == kEulerClass || kind == kUniPcClass, name, ": _class_name is ", in_quotes(kind), ", expected ", kEulerClass, " or ", kUniPcClass);
+  require(kind == kEulerClass || kind == kUniPcClass, name, ": _class_name is ", in_quotes(kind), ", expected ", kEulerClass, " or ",
+          kUniPcClass);
   config.kind = kind == kEulerClass ? SchedulerKind::kEuler : SchedulerKind::kUniPc;
   const Json& fixed = fixed_keys(config.kind);
   const std::string shift_key = config.kind == SchedulerKind::kEuler ? "shift" : "flow_shift";

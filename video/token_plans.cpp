@@ -27,8 +27,8 @@ LayerPlan::LayerPlan(Plan plan, const torch::Device& device)
 
 TokenPlans::TokenPlans(Dim3 canvas, std::vector<std::shared_ptr<const LayerPlan>> layers) : canvas_(canvas), layers_(std::move(layers)) {
   for (const auto& layer : layers_) {
-    require(layer->tokens() == canvas_.volume(), "token plans: a layer's plan covers ", layer->tokens(), " tokens, expected ", canvas_.volume(),
-            " (canvas ", canvas_, ")");
+    require(layer->tokens() == canvas_.volume(), "token plans: a layer's plan covers ", layer->tokens(), " tokens, expected ",
+            canvas_.volume(), " (canvas ", canvas_, ")");
   }
 }
 
