@@ -63,8 +63,8 @@ void require_place_for(const std::string& path) {
 std::string default_model() {
   std::error_code error;
   const fs::path program = fs::read_symlink("/proc/self/exe", error);
-  for (const fs::path& folder : {fs::path(SLIDETILE_SOURCE_FOLDER) / "data/sprites-model",
-                                 program.parent_path().parent_path() / "share/slidetile/sprites-model"}) {
+  for (const fs::path& folder :
+       {fs::path(SLIDETILE_SOURCE_FOLDER) / "data/sprites-model", program.parent_path().parent_path() / "share/slidetile/sprites-model"}) {
     if (fs::is_directory(folder, error)) return folder.string();
   }
   fail(ErrorCode::kIo, "generate: no model in ", SLIDETILE_SOURCE_FOLDER, "/data/sprites-model; name a folder by --model");
@@ -128,7 +128,9 @@ struct Comparison {
 
 Generated run(video::Generator& generator, video::GenerateRequest request, const char* label) {
   Progress progress(label);
-  request.on_step = [&](int64_t done, int64_t steps) { progress.update(done, steps); };
+  request.on_step = [&](int64_t done, int64_t steps) {
+    progress.update(done, steps);
+  };
   return generator.generate(request);
 }
 
@@ -162,11 +164,11 @@ nlohmann::json json_of(const Generated& result) {
 }
 
 void print_json(const GenerateArguments& arguments, const Generated& result, const std::optional<Comparison>& comparison) {
-  nlohmann::json json{{"sentence", arguments.sentence}, {"seed", arguments.seed},     {"steps", arguments.steps},
-                      {"guidance", arguments.guidance}, {"out", arguments.out},       {"extent", to_string(result.clip.extent)},
-                      {"tokens", result.tokens},        {"layers", result.layers},    {"heads", result.heads},
-                      {"head_dim", result.head_dim},    {"kernel", result.kernel},    {"dtype", result.dtype},
-                      {"device", result.device},        {"tile", arguments.tile},     {"result", json_of(result)}};
+  nlohmann::json json{{"sentence", arguments.sentence}, {"seed", arguments.seed},  {"steps", arguments.steps},
+                      {"guidance", arguments.guidance}, {"out", arguments.out},    {"extent", to_string(result.clip.extent)},
+                      {"tokens", result.tokens},        {"layers", result.layers}, {"heads", result.heads},
+                      {"head_dim", result.head_dim},    {"kernel", result.kernel}, {"dtype", result.dtype},
+                      {"device", result.device},        {"tile", arguments.tile},  {"result", json_of(result)}};
   if (comparison) {
     json["dense"] = json_of(comparison->dense);
     json["speed_up"] = comparison->speed_up;

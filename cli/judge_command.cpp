@@ -56,8 +56,8 @@ Json json_of(const JudgeArguments& arguments, const Judgement& judgement) {
 
 void print(const Judgement& judgement) {
   const Judgement::Shares shares = judgement.shares();
-  std::printf("%zu clips: shape %.1f %%, colour %.1f %%, motion %.1f %%, all right %.1f %%\n", judgement.verdicts.size(), 100 * shares.shape,
-              100 * shares.colour, 100 * shares.motion, 100 * shares.all);
+  std::printf("%zu clips: shape %.1f %%, colour %.1f %%, motion %.1f %%, all right %.1f %%\n", judgement.verdicts.size(),
+              100 * shares.shape, 100 * shares.colour, 100 * shares.motion, 100 * shares.all);
   std::printf("%.1f s, sparsity %.1f %%, %s\n", judgement.seconds, 100 * (1 - judgement.density), judgement.kernel.c_str());
   const auto motions = judgement.motions();
   std::printf("asked for, seen:");
@@ -83,7 +83,9 @@ void run(JudgeArguments& arguments) {
   Judgement judgement;
   {
     Progress progress("judge");
-    request.on_batch = [&](int64_t done, int64_t clips) { progress.update(done, clips); };
+    request.on_batch = [&](int64_t done, int64_t clips) {
+      progress.update(done, clips);
+    };
     judgement = judge(request);
   }
   print(judgement);

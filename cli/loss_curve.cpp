@@ -52,7 +52,8 @@ class Chart {
       for (int at = from_x; at <= x; ++at) {
         const double share = x == from_x ? 1 : static_cast<double>(at - from_x) / (x - from_x);
         const double next = x == from_x ? 1 : std::min(1.0, static_cast<double>(at + 1 - from_x) / (x - from_x));
-        const int a = x == from_x ? from_y : from_y + static_cast<int>(share * (y - from_y)), b = from_y + static_cast<int>(next * (y - from_y));
+        const int a = x == from_x ? from_y : from_y + static_cast<int>(share * (y - from_y)),
+                  b = from_y + static_cast<int>(next * (y - from_y));
         picture_.fill({at, std::min(a, b), 2, std::abs(a - b) + 2}, color);
       }
     }
@@ -97,7 +98,7 @@ Picture draw_loss_curve(const std::vector<TrainRow>& rows) {
     if (row.reversal) most = std::max(most, *std::max_element(row.reversal->begin(), row.reversal->end()));
   }
   const Axis lower{kLower, -0.1 * most, most * 1.05, Scale::kLinear};
-  for (const double value : {0.0, most / 2, most}) chart.line(lower, value, "%.2f");
+  for (const double value : {0.0, most / 2, most}) chart.line(lower, value, "%.3g");
   int x = kLeft;
   for (size_t level = 0; level < slidetile::video::kReversalNoise.size(); ++level) {
     std::vector<std::pair<int64_t, double>> points;

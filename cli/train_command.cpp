@@ -58,7 +58,9 @@ void run(TrainArguments& arguments) {
   require(!arguments.resume || !settings, "train: --resume takes the run's own settings, expected no --config, --minutes or --from");
   request.start = arguments.resume ? TrainStart::kResume : TrainStart::kNew;
   request.on_row = print_row;
-  request.on_checkpoint = [&](const std::vector<TrainRow>& rows) { draw_loss_curve(rows).write(request.out + "/loss.png"); };
+  request.on_checkpoint = [&](const std::vector<TrainRow>& rows) {
+    draw_loss_curve(rows).write(request.out + "/loss.png");
+  };
   const TrainSummary summary = train(request);
   std::printf("%lld parameters, %.0f s", static_cast<long long>(summary.parameters), summary.seconds);
   if (summary.peak_gpu_gib > 0) std::printf(", at most %.1f GiB on the GPU", summary.peak_gpu_gib);

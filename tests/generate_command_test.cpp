@@ -89,7 +89,8 @@ TEST_CASE("help") {
   const Outcome help = folder.run("--help");
   CHECK(help.code == 0);
   CHECK(help.err.empty());
-  for (const char* part : {"Usage: slidetile generate", "--window", "--strategy", "--compare", "triangle", "Example"}) CHECK(contains(help.out, part));
+  for (const char* part : {"Usage: slidetile generate", "--window", "--strategy", "--compare", "triangle", "Example"})
+    CHECK(contains(help.out, part));
 }
 
 TEST_CASE("bad input, whether or not this build can generate") {
@@ -161,7 +162,8 @@ TEST_CASE("clips") {
 TEST_CASE("what can't be written leaves nothing behind") {
   const Folder folder;
   if (!make_model(folder)) return;
-  const Outcome full = folder.shell("ulimit -f 1; '" SLIDETILE_PROGRAM_PATH "' generate " + kModel + "--extent 4x16x24 --steps 1 --window 1x1x1 --scale 8 -o a.png");
+  const Outcome full = folder.shell("ulimit -f 1; '" SLIDETILE_PROGRAM_PATH "' generate " + kModel +
+                                    "--extent 4x16x24 --steps 1 --window 1x1x1 --scale 8 -o a.png");
   CHECK(full.code == 2);
   CHECK(contains(full.err, "cannot write 'a.png'"));
   for (const auto& entry : fs::directory_iterator(folder / "")) CHECK_FALSE(entry.path().filename().string().starts_with("a.png"));

@@ -17,8 +17,11 @@ Tensor parameter(std::vector<int64_t> shape) { return torch::randn(shape).requir
 
 NamedTensors parameters() {
   torch::manual_seed(3);
-  return {{"blocks.0.to_q.weight", parameter({8, 8})}, {"blocks.1.to_q.weight", parameter({8, 8})}, {"blocks.0.up.weight", parameter({16, 8})},
-          {"blocks.0.bias", parameter({8})},           {"proj.weight", parameter({4, 8})}};
+  return {{"blocks.0.to_q.weight", parameter({8, 8})},
+          {"blocks.1.to_q.weight", parameter({8, 8})},
+          {"blocks.0.up.weight", parameter({16, 8})},
+          {"blocks.0.bias", parameter({8})},
+          {"proj.weight", parameter({4, 8})}};
 }
 
 Tensor loss_of(const NamedTensors& all) {
@@ -81,7 +84,8 @@ TEST_CASE("a loaded state goes on to the same bits") {
 }
 
 TEST_CASE("less exact parameters are held in f32") {
-  NamedTensors all{{"blocks.0.a.weight", torch::zeros({4, 4}, torch::kBFloat16).requires_grad_()}, {"b", torch::zeros({4}, torch::kBFloat16).requires_grad_()}};
+  NamedTensors all{{"blocks.0.a.weight", torch::zeros({4, 4}, torch::kBFloat16).requires_grad_()},
+                   {"b", torch::zeros({4}, torch::kBFloat16).requires_grad_()}};
   Optimizer optimizer(all, {.muon_rate = 1e-4, .adam_rate = 1e-4});
   for (int i = 0; i < 10; ++i) {
     for (auto& [name, tensor] : all) tensor.mutable_grad() = torch::ones_like(tensor);

@@ -15,7 +15,6 @@
 using namespace slidetile;
 using namespace slidetile::video;
 
-
 namespace {
 
 constexpr Dim3 kExtent{4, 16, 24};  // canvas 4x4x6 in tokens
@@ -116,7 +115,9 @@ TEST_CASE("a clip depends on its sentence and seed alone") {
   CHECK(relative_error(sample(model, one).latents[0], both.latents[0]) < 1e-5);
 
   std::vector<int64_t> done;
-  one.on_step = [&](int64_t step, int64_t steps) { done.push_back(step * 10 + steps); };
+  one.on_step = [&](int64_t step, int64_t steps) {
+    done.push_back(step * 10 + steps);
+  };
   sample(model, one);
   CHECK(done == std::vector<int64_t>{13, 23, 33});
 }

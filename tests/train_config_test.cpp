@@ -27,7 +27,8 @@ TEST_CASE("a config goes out and in; what is absent keeps its default") {
   CHECK(to_json(train_config_from_json(to_json(standard), "c.json")) == to_json(standard));
   CHECK(to_json(train_config_from_json("{}", "c.json")) == to_json(standard));
   const TrainConfig own = train_config_from_json(
-      R"({"seed": 7, "cooldown": 0, "stages": [{"extent": "8x16x16", "batch": 3, "steps": 5, "window": "2x1x1", "directed": 0.5}]})", "c.json");
+      R"({"seed": 7, "cooldown": 0, "stages": [{"extent": "8x16x16", "batch": 3, "steps": 5, "window": "2x1x1", "directed": 0.5}]})",
+      "c.json");
   CHECK(own.seed == 7);
   REQUIRE(own.stages.size() == 1);
   CHECK(own.stages[0].extent == Dim3{8, 16, 16});

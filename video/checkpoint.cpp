@@ -57,7 +57,8 @@ void save_checkpoint(const std::string& folder, const Optimizer& optimizer, cons
   for (const auto& [name, tensor] : optimizer.state()) {
     copies.push_back(tensor.to(torch::kCPU).contiguous());
     const Tensor& copy = copies.back();
-    tensors.push_back({name, "F32", copy.sizes().vec(), std::as_bytes(std::span(copy.data_ptr<float>(), static_cast<size_t>(copy.numel())))});
+    tensors.push_back(
+        {name, "F32", copy.sizes().vec(), std::as_bytes(std::span(copy.data_ptr<float>(), static_cast<size_t>(copy.numel())))});
   }
   char name[64];
   std::snprintf(name, sizeof name, "/checkpoint_%010lld.safetensors", static_cast<long long>(position.step));

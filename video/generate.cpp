@@ -53,9 +53,7 @@ torch::ScalarType dtype_from_option(const std::string& name, const torch::Device
   return torch::kFloat16;
 }
 
-const char* name_of(torch::ScalarType dtype) {
-  return dtype == torch::kFloat32 ? "f32" : dtype == torch::kBFloat16 ? "bf16" : "f16";
-}
+const char* name_of(torch::ScalarType dtype) { return dtype == torch::kFloat32 ? "f32" : dtype == torch::kBFloat16 ? "bf16" : "f16"; }
 
 }  // namespace
 

@@ -25,7 +25,8 @@ void fill_normal(std::span<float> values, uint64_t seed) noexcept {
     const std::array<uint32_t, 4> bits = philox({static_cast<uint32_t>(block), static_cast<uint32_t>(block >> 32), 0, 0}, key);
     float normal[4];  // Box and Muller: a pair of uniform numbers makes a pair of normal ones
     for (size_t pair = 0; pair < 2; ++pair) {
-      const double radius = std::sqrt(-2 * std::log((bits[2 * pair] + 0.5) * 0x1p-32)), angle = 2 * std::numbers::pi * bits[2 * pair + 1] * 0x1p-32;
+      const double radius = std::sqrt(-2 * std::log((bits[2 * pair] + 0.5) * 0x1p-32)),
+                   angle = 2 * std::numbers::pi * bits[2 * pair + 1] * 0x1p-32;
       normal[2 * pair] = static_cast<float>(radius * std::cos(angle));
       normal[2 * pair + 1] = static_cast<float>(radius * std::sin(angle));
     }

@@ -14,7 +14,9 @@ namespace slidetile::video {
 /// Runs what calls torch. Its exceptions become Error in one line: their messages go on with advice and a trace.
 template <typename Function>
 auto with_torch_errors(const char* where, const Function& function) {
-  const auto first_line = [](const std::string& message) { return message.substr(0, message.find('\n')); };
+  const auto first_line = [](const std::string& message) {
+    return message.substr(0, message.find('\n'));
+  };
   try {
     return function();
   } catch (const Error&) {

@@ -63,7 +63,8 @@ Model start_model(const TrainRequest& request, const torch::Device& device) {
   Model model;
   if (!request.from.empty()) {
     model = load_model(request.from, device);
-    require(model.transformer->config() == request.config.model, "train: the model in '", request.from, "' has another config than the run");
+    require(model.transformer->config() == request.config.model, "train: the model in '", request.from,
+            "' has another config than the run");
   } else {
     torch::manual_seed(request.config.seed);
     model.transformer = std::make_shared<Dit>(request.config.model);
@@ -79,8 +80,10 @@ Model start_model(const TrainRequest& request, const torch::Device& device) {
 
 NamedTensors parameters_of(const Model& model) {
   NamedTensors parameters;
-  for (auto& parameter : model.transformer->named_parameters()) parameters.emplace_back("transformer." + parameter.key(), parameter.value());
-  for (auto& parameter : model.text_encoder->named_parameters()) parameters.emplace_back("text_encoder." + parameter.key(), parameter.value());
+  for (auto& parameter : model.transformer->named_parameters())
+    parameters.emplace_back("transformer." + parameter.key(), parameter.value());
+  for (auto& parameter : model.text_encoder->named_parameters())
+    parameters.emplace_back("text_encoder." + parameter.key(), parameter.value());
   return parameters;
 }
 
@@ -163,7 +166,8 @@ class Run {
     const std::string path = newest_checkpoint(request_.out);
     require(!path.empty(), "train: '", request_.out, "' holds no checkpoint to resume from");
     position_ = load_checkpoint(path, optimizer_);
-    require(position_.stage <= static_cast<int64_t>(config_.stages.size()), path, ": stage ", position_.stage, " of ", config_.stages.size());
+    require(position_.stage <= static_cast<int64_t>(config_.stages.size()), path, ": stage ", position_.stage, " of ",
+            config_.stages.size());
     log_ = rows_from_csv(position_.log, path);
   }
 
@@ -249,8 +253,11 @@ class Run {
       ended = done_in_stage(stage) >= work_of(stage);
       if (position_.step % request_.log_every != 0 && !ended) continue;
 
-      TrainRow row{.step = position_.step, .stage = position_.stage + 1, .loss = sum.item<double>() / static_cast<double>(summed),
-                   .seconds = position_.seconds, .reversal = {}};
+      TrainRow row{.step = position_.step,
+                   .stage = position_.stage + 1,
+                   .loss = sum.item<double>() / static_cast<double>(summed),
+                   .seconds = position_.seconds,
+                   .reversal = {}};
       if (!std::isfinite(row.loss)) {
         fail(ErrorCode::kDevice, "train: the loss is no number any more at step ", row.step, ": lower the rates and resume");
       }
@@ -311,8 +318,8 @@ class Run {
 
   Tensor velocity_of(const Tensor& noisy, const Tensor& t, const Tensor& tokens, const TokenPlans& plans, const RopeScale& scale) {
     Dit& transformer = *model_.transformer;
-    return transformer.forward(model_input(noisy.to(transformer.dtype()), config_.model), t * 1000, model_.text_encoder->forward(tokens), plans,
-                               scale);
+    return transformer.forward(model_input(noisy.to(transformer.dtype()), config_.model), t * 1000, model_.text_encoder->forward(tokens),
+                               plans, scale);
   }
 
   Reversal reversal(const Probe& probe, const TokenPlans& plans, const RopeScale& scale) {

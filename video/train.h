@@ -36,11 +36,11 @@ enum class TrainStart : uint8_t { kNew, kResume };
 
 struct TrainRequest {
   TrainConfig config;
-  std::string out;             // folder: checkpoints, log.csv, train.json and at the end model/
-  std::string from;            // folder of a model whose weights to start with; empty: random
+  std::string out;   // folder: checkpoints, log.csv, train.json and at the end model/
+  std::string from;  // folder of a model whose weights to start with; empty: random
   TrainStart start = TrainStart::kNew;
-  std::string device = "cpu";  // or "cuda", "cuda:1"
-  int threads = 0;             // 0: all that this process may use
+  std::string device = "cpu";                                            // or "cuda", "cuda:1"
+  int threads = 0;                                                       // 0: all that this process may use
   int64_t log_every = 10, reversal_every = 100, checkpoint_every = 500;  // steps
   std::function<void(const TrainProgress&)> on_row;
   std::function<void(const std::vector<TrainRow>&)> on_checkpoint;

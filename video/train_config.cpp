@@ -58,15 +58,21 @@ void read_object(const Json& json, const std::string& where, const std::map<std:
 }
 
 Reader into(double& target, Range range) {
-  return [&target, range](const Json& value, const std::string& where) { target = number_from(value, where, range); };
+  return [&target, range](const Json& value, const std::string& where) {
+    target = number_from(value, where, range);
+  };
 }
 
 Reader into(int64_t& target, Range range) {
-  return [&target, range](const Json& value, const std::string& where) { target = whole_from(value, where, range); };
+  return [&target, range](const Json& value, const std::string& where) {
+    target = whole_from(value, where, range);
+  };
 }
 
 Reader into(Dim3& target) {
-  return [&target](const Json& value, const std::string& where) { target = dim_from(value, where); };
+  return [&target](const Json& value, const std::string& where) {
+    target = dim_from(value, where);
+  };
 }
 
 TrainStage stage_from(const Json& json, const std::string& where) {
@@ -145,7 +151,10 @@ TrainConfig train_config_from_json(const std::string& text, const std::string& n
   TrainConfig config = default_train_config();
   int64_t seed = 1;
   read_object(json, name,
-              {{"model", [&](const Json& value, const std::string& where) { config.model = dit_config_from_json(value.dump(), where); }},
+              {{"model",
+                [&](const Json& value, const std::string& where) {
+                  config.model = dit_config_from_json(value.dump(), where);
+                }},
                {"seed", into(seed, {0, 1e15})},
                {"muon_rate", into(config.muon_rate, {0, 1})},
                {"adam_rate", into(config.adam_rate, {0, 1})},

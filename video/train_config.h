@@ -17,13 +17,13 @@ namespace slidetile::video {
 struct TrainStage {
   Dim3 extent{16, 64, 64};  // frames, height, width in pixels
   int batch = 48;
-  int64_t steps = 0;   // of these two the one that is positive ends the stage
+  int64_t steps = 0;  // of these two the one that is positive ends the stage
   double minutes = 0;
-  double shift = 5;                     // of the noise levels: as in sampling
-  double rope_scale = 1;                // of rows and columns: 2 trains half the extent on the places of the whole
-  std::optional<Window> window;         // in tiles; absent: dense
-  Dim3 tile{4, 4, 4};                   // in tokens
-  double sparse = 1;                    // share of the steps that use the window
+  double shift = 5;              // of the noise levels: as in sampling
+  double rope_scale = 1;         // of rows and columns: 2 trains half the extent on the places of the whole
+  std::optional<Window> window;  // in tiles; absent: dense
+  Dim3 tile{4, 4, 4};            // in tokens
+  double sparse = 1;             // share of the steps that use the window
   SceneMix mix{};
 };
 
@@ -33,7 +33,7 @@ struct TrainConfig {
   double muon_rate = 0.01, adam_rate = 2e-3, mean_decay = 0.995;
   double caption_dropout = 0.1;
   int64_t warmup_steps = 100;
-  double cooldown = 0.4;  // the last share of the run, in which rates fall to 0
+  double cooldown = 0.4;      // the last share of the run, in which rates fall to 0
   double sampling_shift = 5;  // goes to the model's scheduler
   std::vector<TrainStage> stages;
 };
