@@ -106,7 +106,7 @@ Picture draw_loss_curve(const std::vector<TrainRow>& rows) {
       if (row.reversal) points.emplace_back(row.step, (*row.reversal)[level]);
     }
     chart.curve(lower, points, kReversal[level]);
-    char label[64];
+    char label[96];
     std::snprintf(label, sizeof label, "%st = %g", level == 0 ? "loss of the opposite direction over the right one - 1, " : "",
                   slidetile::video::kReversalNoise[level]);
     picture.text(x, kLower.y - 22, label, kText, kReversal[level]);

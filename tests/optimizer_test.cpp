@@ -91,7 +91,7 @@ TEST_CASE("less exact parameters are held in f32") {
     for (auto& [name, tensor] : all) tensor.mutable_grad() = torch::ones_like(tensor);
     optimizer.step(1);
   }
-  for (const auto& [name, tensor] : optimizer.state()) CHECK(tensor.scalar_type() == torch::kFloat32);
+  for (const auto& [name, tensor] : optimizer.state()) CHECK((tensor.scalar_type() == torch::kFloat32));
   CHECK(all[1].second[0].item<double>() == doctest::Approx(-1e-3).epsilon(0.02));
   CHECK_THROWS_WITH_AS(optimizer.step(1), "optimizer: blocks.0.a.weight has no gradient", Error);
 }
