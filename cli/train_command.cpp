@@ -68,7 +68,8 @@ void run(TrainArguments& arguments) {
 }
 
 constexpr const char* kFooter =
-    "OUT gets checkpoints (the last two), log.csv, loss.png, train.json, and at the end model/. Stages, sizes and rates are in the\n"
+    "OUT gets train.json, checkpoints (the last two), and with each of them log.csv, loss.png and model/. Stages, sizes and rates are in "
+    "the\n"
     "config file; --print-config shows the default one, which is that of the model that ships. The log's reversal is how much the loss on\n"
     "held-out clips grows when the sentence names the opposite direction: near 0 until directions are learnt.\n\n"
     "Examples:\n"

@@ -175,6 +175,9 @@ class Run {
     position_.log = csv_of(log_);
     save_checkpoint(request_.out, optimizer_, position_);
     write_file(request_.out + "/log.csv", position_.log);
+    optimizer_.show_mean();
+    save_model(request_.out + "/model", model_, torch::kBFloat16);
+    optimizer_.show_masters();
     if (request_.on_checkpoint) request_.on_checkpoint(log_);
   }
 
@@ -190,9 +193,6 @@ class Run {
     save();
     TrainSummary summary{.log = log_, .seconds = position_.seconds, .model = request_.out + "/model", .parameters = 0, .peak_gpu_gib = 0};
     for (const auto& [name, parameter] : parameters_of(model_)) summary.parameters += parameter.numel();
-    optimizer_.show_mean();
-    save_model(summary.model, model_, torch::kBFloat16);
-    optimizer_.show_masters();
     if (device_.is_cuda()) {
       const auto stats = at::getDeviceAllocator(device_.type())->getDeviceStats(device_.index());
       summary.peak_gpu_gib = static_cast<double>(stats.allocated_bytes[0].peak) / (1 << 30);
@@ -306,11 +306,12 @@ class Run {
       const bool dropped = chance[1][i] < config_.caption_dropout;
       sentences.push_back(dropped ? "" : sentence_of(batch.scenes[static_cast<size_t>(i)]));
     }
-    const Tensor tokens = TextEncoder::tokens(sentences);
+    Tensor tokens = TextEncoder::tokens(sentences);
+    if (device_.is_cuda()) tokens = tokens.pin_memory();  // other copies make the host wait for the device
     const Tensor t = level.to(device_, /*non_blocking=*/true);
     const Tensor noise = torch::randn(data.sizes(), data.options()), velocity = noise - data;
     const Tensor noisy = data + velocity * t.view({-1, 1, 1, 1, 1});
-    const Tensor found = velocity_of(noisy, t, tokens.to(device_), plans, {1, stage.rope_scale, stage.rope_scale});
+    const Tensor found = velocity_of(noisy, t, tokens.to(device_, /*non_blocking=*/true), plans, {1, stage.rope_scale, stage.rope_scale});
     const Tensor loss = torch::mse_loss(found.to(torch::kFloat32), velocity);
     loss.backward();
     return loss.detach();

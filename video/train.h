@@ -36,7 +36,7 @@ enum class TrainStart : uint8_t { kNew, kResume };
 
 struct TrainRequest {
   TrainConfig config;
-  std::string out;   // folder: checkpoints, log.csv, train.json and at the end model/
+  std::string out;   // folder: checkpoints, and with each of them log.csv and model/; train.json
   std::string from;  // folder of a model whose weights to start with; empty: random
   TrainStart start = TrainStart::kNew;
   std::string device = "cpu";                                            // or "cuda", "cuda:1"
