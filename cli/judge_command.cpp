@@ -95,7 +95,7 @@ void run(JudgeArguments& arguments) {
 constexpr const char* kFooter =
     "Every sentence becomes a clip; plain image processing reads shape, colour and motion back. The held-out sentences name shape, colour\n"
     "and motion in combinations that training never shows.\n\n"
-    "Example: slidetile judge --model run/model --device cuda --window 3x3x3 --json score.json";
+    "Example: slidetile judge --model run/model --device cuda --window 2x3x3 --json score.json";
 
 }  // namespace
 

@@ -136,11 +136,12 @@ TrainConfig default_train_config() {
   config.model.text_dim = 128;
   config.model.ffn_dim = 1024;
   config.model.num_layers = 8;
-  TrainStage coarse{.extent = {16, 32, 32}, .batch = 128, .minutes = 4, .shift = 4, .rope_scale = 2};
-  TrainStage fine{.extent = {16, 64, 64}, .batch = 48, .minutes = 3.5};
+  TrainStage coarse{.extent = {16, 32, 32}, .batch = 64, .minutes = 2.2, .shift = 4, .rope_scale = 2};
+  coarse.mix.directed = 0.1;
+  const TrainStage fine{.extent = {16, 64, 64}, .batch = 32, .minutes = 1.7};
   TrainStage sparse = fine;
-  sparse.minutes = 1.5;
-  sparse.window = Window{3, 3, 3};
+  sparse.minutes = 0.9;
+  sparse.window = Window{2, 3, 3};
   sparse.sparse = 0.5;
   config.stages = {coarse, fine, sparse};
   return config;

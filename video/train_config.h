@@ -16,7 +16,7 @@ namespace slidetile::video {
 /// Clips of one extent, for some steps or some minutes.
 struct TrainStage {
   Dim3 extent{16, 64, 64};  // frames, height, width in pixels
-  int batch = 48;
+  int batch = 32;
   int64_t steps = 0;  // of these two the one that is positive ends the stage
   double minutes = 0;
   double shift = 5;              // of the noise levels: as in sampling
