@@ -1,6 +1,8 @@
 // slidetile generate: a sentence to a video.
 #include "video/generate.h"
 
+#include <malloc.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cmath>
@@ -178,6 +180,15 @@ void print_json(const GenerateArguments& arguments, const Generated& result, con
   std::cout << json.dump(2) << '\n';
 }
 
+// Tensors come and go in every layer: without this each goes back to the system, which has to clear its pages for the next one.
+void keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 1 << 25);  // the most that glibc takes
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+  mallopt(M_TOP_PAD, 1 << 26);
+#endif
+}
+
 void generate(GenerateArguments& arguments) {
   video::tokenize(arguments.sentence);  // names an unknown word before anything else is done
   video::frame_format_of(arguments.out);
@@ -196,6 +207,7 @@ void generate(GenerateArguments& arguments) {
   if (const char* reason = video::why_no_generation()) fail(ErrorCode::kUnsupported, "generate: ", reason);
 
   if (arguments.generator.model.empty()) arguments.generator.model = default_model();
+  keep_memory();
   video::Generator generator(arguments.generator);
   if (arguments.generator.device != "cpu") {  // a GPU loads its code at the first use
     video::GenerateRequest first = request;

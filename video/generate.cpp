@@ -5,6 +5,7 @@
 #include <torch/types.h>
 
 #include <numeric>
+#include <string_view>
 #include <utility>
 
 #include "slidetile/error.h"
@@ -28,8 +29,10 @@ auto translated(const char* where, const Function& function) {
   } catch (const c10::OutOfMemoryError& error) {
     fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", first_line(error.what_without_backtrace()));
   } catch (const c10::Error& error) {
-    const std::string message = first_line(error.what_without_backtrace());
-    fail(message.find("not enough memory") != std::string::npos ? ErrorCode::kOutOfMemory : ErrorCode::kDevice, where, ": ", message);
+    const std::string message = first_line(error.what_without_backtrace()), allocator = "DefaultCPUAllocator: ";
+    const size_t at = message.find(allocator);
+    if (at != std::string::npos) fail(ErrorCode::kOutOfMemory, where, ": out of memory: ", message.substr(at + allocator.size()));
+    fail(ErrorCode::kDevice, where, ": ", message);
   }
 }
 
@@ -45,8 +48,16 @@ torch::Device device_from_string(const std::string& name) {
   return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
 }
 
+// Whether the processor multiplies bf16 itself: then that is faster, else only f32 is.
+bool has_bf16_products() {
+  for (const ForwardKernel& kernel : cpu_forward_kernels()) {
+    if (std::string_view(kernel.name).find("bf16") != std::string_view::npos && kernel.unavailable() == nullptr) return true;
+  }
+  return false;
+}
+
 torch::ScalarType dtype_from_option(const std::string& name, const torch::Device& device) {
-  if (name == "auto") return device.is_cuda() ? torch::kBFloat16 : torch::kFloat32;
+  if (name == "auto") return device.is_cuda() || has_bf16_products() ? torch::kBFloat16 : torch::kFloat32;
   if (name == "f32") return torch::kFloat32;
   if (name == "bf16") return torch::kBFloat16;
   require(name == "f16", "generate: dtype '", name, "', expected auto, f32, bf16 or f16");

@@ -65,6 +65,17 @@ class StepPlans {
   PlanMaker maker_;
 };
 
+// One pass for the whole batch on a GPU; on CPU one for each item, whose activations then stay in the cache.
+torch::Tensor forward_all(Dit& transformer, const torch::Tensor& batch, const torch::Tensor& timestep, const torch::Tensor& text,
+                          const TokenPlans& plans) {
+  if (batch.is_cuda()) return transformer.forward(batch, timestep, text, plans);
+  std::vector<torch::Tensor> items;
+  for (int64_t i = 0; i < batch.size(0); ++i) {
+    items.push_back(transformer.forward(batch.narrow(0, i, 1), timestep.narrow(0, i, 1), text.narrow(0, i, 1), plans));
+  }
+  return torch::cat(items);
+}
+
 void wait_for(const torch::Device& device) {
   if (device.is_cuda()) torch::cuda::synchronize(device.index());
 }
@@ -98,7 +109,7 @@ SampleResult sample(const Model& model, const SampleRequest& request) {
     const TokenPlans step_plans = plans.of(step);
     const torch::Tensor input = model_input(latents.to(transformer.dtype()), config), batch = guided ? torch::cat({input, input}) : input;
     const torch::Tensor timestep = torch::full({batch.size(0)}, scheduler->timestep(step), torch::dtype(torch::kFloat32).device(device));
-    torch::Tensor velocity = transformer.forward(batch, timestep, text, step_plans);
+    torch::Tensor velocity = forward_all(transformer, batch, timestep, text, step_plans);
     if (guided) {
       const std::vector<torch::Tensor> halves = velocity.chunk(2);
       velocity = guide(halves[0], halves[1], request.guidance);
@@ -107,9 +118,10 @@ SampleResult sample(const Model& model, const SampleRequest& request) {
     result.attention_seconds += timer.take_seconds();  // waits for the device
     wait_for(device);
     result.step_seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
-    result.density += step_plans.density() / static_cast<double>(request.steps);
+    result.density += step_plans.density();
     if (request.on_step) request.on_step(step + 1, request.steps);
   }
+  result.density /= static_cast<double>(request.steps);
   result.attention_calls = timer.calls();
   result.kernel = last_attention_kernel();
   result.latents = latents.to(torch::kFloat32);
