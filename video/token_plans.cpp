@@ -13,7 +13,7 @@ Device device_of(const torch::Device& device) {
 }
 
 LayerPlan::LayerPlan(Plan plan, const torch::Device& device)
-    : plan_(std::move(plan)), transposed_(transpose(plan_)), density_(slidetile::density(plan_)) {
+    : plan_(std::move(plan)), transposed_(transpose(plan_)), density_(std::min(slidetile::density(plan_), 1.0)) {
   const Device where = device_of(device);
   if (where.type == DeviceType::kCpu) {
     view_ = view_of(plan_);
