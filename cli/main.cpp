@@ -46,6 +46,8 @@ void add_commands(CLI::App& app) {
   add_kernels_command(app);
   add_attend_command(app);
   add_generate_command(app);
+  add_train_command(app);
+  add_judge_command(app);
 }
 
 int run(int argc, char** argv) {

@@ -130,7 +130,7 @@ TEST_CASE("help and version") {
   const Outcome all = folder.run("--help");
   CHECK(all.code == 0);
   CHECK(all.err.empty());
-  for (const char* command : {"attend", "bench", "kernels", "plan"}) {
+  for (const char* command : {"attend", "bench", "generate", "judge", "kernels", "plan", "train"}) {
     CHECK(contains(all.out, command));
     const Outcome help = folder.run(std::string(command) + " --help");
     CHECK(help.code == 0);
@@ -279,6 +279,12 @@ TEST_CASE("attend refuses what does not fit") {
       {"plan --canvas 8x8x8 --tile 9x1x1 --window 1x1x1", "tile 9x1x1 is larger than canvas 8x8x8"},
       {"plan --canvas 8x8x8 --tile 4x4x4 --window 0x1x1", "0x1x1"},
       {"attend", "IN is required"},
+      {"train", "--out is required"},
+      {"train --config none.json", "none.json: cannot be read"},
+      {"train --out x --resume --minutes 3", "--resume takes the run's own settings"},
+      {"train --minutes 0", "0 minutes, expected more than 0"},
+      {"judge", "--model is required"},
+      {"judge --model none --captions none.txt", "none.txt: cannot be read"},
       {"attend in out", "--canvas is required"},
       {kAttend + window + "--frobnicate", "--frobnicate"},
       {kAttend, "expected one of --window and --strategy"},

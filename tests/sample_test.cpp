@@ -19,12 +19,14 @@ namespace {
 
 constexpr Dim3 kExtent{4, 16, 24};  // canvas 4x4x6 in tokens
 
-Model small_model() {
+// Reads as many channels as it writes, three, and `more`.
+Model small_model(int64_t more = 0) {
   DitConfig config;
   config.patch_size = {1, 4, 4};
   config.num_attention_heads = 2;
   config.attention_head_dim = 16;
-  config.in_channels = config.out_channels = 3;
+  config.out_channels = 3;
+  config.in_channels = 3 + more;
   config.text_dim = 24;
   config.freq_dim = 32;
   config.ffn_dim = 64;
@@ -213,4 +215,10 @@ TEST_CASE("what can't be sampled") {
               r.pattern.table = std::make_shared<const WindowTable>(3, 4, 1, windows);
             }),
             "4 layers of 1 heads"));
+}
+
+TEST_CASE("a model that reads coordinates is given them, and its clips have the channels that it writes") {
+  const SampleResult result = sample(small_model(3), small_request());
+  CHECK(result.latents.sizes().vec() == std::vector<int64_t>{2, 3, kExtent.t, kExtent.h, kExtent.w});
+  CHECK(message_of(small_model(1), small_request()).find("expected as many, or 3 more") != std::string::npos);
 }

@@ -28,29 +28,35 @@ struct RmsNorm : torch::nn::Module {
   double eps_;
 };
 
+// Training keeps short types between torch's kernels, each of which computes in f32 whatever it reads: gradients would otherwise move, and
+// the graph hold, twice the memory. Without gradients intermediate results stay in f32, as in diffusers.
+Tensor between_kernels(const Tensor& x) { return torch::GradMode::is_enabled() ? x : x.to(torch::kFloat32); }
+
 struct LayerNorm : torch::nn::Module {
   LayerNorm(int64_t width, double eps, const torch::TensorOptions& options)
       : weight(register_parameter("weight", torch::ones({width}, options))),
         bias(register_parameter("bias", torch::zeros({width}, options))),
         eps_(eps) {}
   Tensor forward(const Tensor& x) const {
-    return torch::layer_norm(x.to(torch::kFloat32), weight.sizes(), weight, bias, eps_).to(x.scalar_type());
+    const Tensor wide = between_kernels(x);
+    const auto dtype = wide.scalar_type();
+    return torch::layer_norm(wide, weight.sizes(), weight.to(dtype), bias.to(dtype), eps_).to(x.scalar_type());
   }
 
   Tensor weight, bias;
   double eps_;
 };
 
-// a + b c, computed in the widest type of the three, as `dtype`. Without gradients that is one pass over memory.
+// a + b c as `dtype`. Without gradients that is computed in the widest type of the three, in one pass over memory.
 Tensor sum_of_product(const Tensor& a, const Tensor& b, const Tensor& c, torch::ScalarType dtype) {
-  if (torch::GradMode::is_enabled()) return torch::addcmul(a, b, c).to(dtype);
+  if (torch::GradMode::is_enabled()) return torch::addcmul(a.to(dtype), b.to(dtype), c.to(dtype));
   Tensor out = torch::empty(b.sizes(), b.options().dtype(dtype));
   return torch::addcmul_out(out, a, b, c);
 }
 
 // LN(x) (1 + scale) + shift, computed in f32. x [b, s, d], scale and shift [b, 1, d] in f32.
 Tensor modulated_norm(const Tensor& x, const Tensor& scale, const Tensor& shift, double eps) {
-  const Tensor normal = torch::layer_norm(x.to(torch::kFloat32), {x.size(-1)}, {}, {}, eps);
+  const Tensor normal = torch::layer_norm(between_kernels(x), {x.size(-1)}, {}, {}, eps);
   return sum_of_product(shift, normal, scale + 1, x.scalar_type());
 }
 

@@ -11,6 +11,7 @@
 
 #include "slidetile/error.h"
 #include "video/attention_op.h"
+#include "video/coordinates.h"
 #include "video/noise.h"
 
 namespace slidetile::video {
@@ -23,8 +24,7 @@ void check(const SampleRequest& request, const DitConfig& config) {
           " sentences and ", request.seeds.size(), " seeds, expected one seed for each of at least one sentence");
   require(request.steps >= 1 && request.steps <= 1000, "sample: ", request.steps, " steps, expected 1 to 1000");
   require(std::isfinite(request.guidance) && request.guidance >= 0, "sample: guidance ", request.guidance, ", expected 0 or more");
-  require(config.in_channels == config.out_channels, "sample: the model reads ", config.in_channels, " channels and writes ",
-          config.out_channels, ", expected as many");
+  latent_channels(config);
   const AttentionPattern& pattern = request.pattern;
   require(!pattern.window || !pattern.table, "sample: expected a window or a table of windows, not both");
   require(pattern.dense_steps >= 0 && pattern.dense_steps <= request.steps, "sample: ", pattern.dense_steps, " dense steps of ",
@@ -97,7 +97,7 @@ SampleResult sample(const Model& model, const SampleRequest& request) {
   if (guided) sentences.resize(2 * sentences.size());
   const torch::Tensor text = model.text_encoder->forward(TextEncoder::tokens(sentences).to(device));
   std::vector<torch::Tensor> starts;
-  for (const uint64_t seed : request.seeds) starts.push_back(noise_of(seed, config.in_channels, request.extent));
+  for (const uint64_t seed : request.seeds) starts.push_back(noise_of(seed, latent_channels(config), request.extent));
   torch::Tensor latents = torch::stack(starts).to(device);
 
   SampleResult result;
@@ -107,7 +107,7 @@ SampleResult sample(const Model& model, const SampleRequest& request) {
   for (int64_t step = 0; step < request.steps; ++step) {
     const auto start = Clock::now();
     const TokenPlans step_plans = plans.of(step);
-    const torch::Tensor batch = (guided ? torch::cat({latents, latents}) : latents).to(transformer.dtype());
+    const torch::Tensor input = model_input(latents.to(transformer.dtype()), config), batch = guided ? torch::cat({input, input}) : input;
     const torch::Tensor timestep = torch::full({batch.size(0)}, scheduler->timestep(step), torch::dtype(torch::kFloat32).device(device));
     torch::Tensor velocity = forward_all(transformer, batch, timestep, text, step_plans);
     if (guided) {

@@ -314,7 +314,8 @@ Scene draw_scene(uint64_t seed, uint64_t index, const SceneMix& mix) {
   Scene scene;
   const size_t sprites = random.chance(mix.two_objects) ? 2 : 1;
   while (scene.sprites.size() < sprites) {
-    const Sprite sprite = draw_sprite(random);
+    Sprite sprite = draw_sprite(random);
+    if (mix.directed > 0 && random.chance(mix.directed)) sprite.motion = static_cast<Motion>(random.below(4));
     const bool same_colour = !scene.sprites.empty() && scene.sprites[0].colour == sprite.colour;
     if (is_visible(sprite) && !is_held_out(sprite) && !same_colour) scene.sprites.push_back(sprite);
   }

@@ -66,10 +66,11 @@ bool is_visible(const Sprite& sprite) noexcept;
 /// sentences can be used to judge what was learnt.
 bool is_held_out(const Sprite& sprite) noexcept;
 
-/// Which scenes a source draws. `two_objects` and `motion_only` are probabilities.
+/// Which scenes a source draws, as probabilities.
 struct SceneMix {
   double two_objects = 0.25;
   double textured = 0.5;
+  double directed = 0;  // that an object moves left, right, up or down, whatever else was drawn
 };
 
 /// A random training scene (never a held-out one): the same for the same seed and index.
