@@ -6,6 +6,7 @@ install(TARGETS slidetile EXPORT slidetileTargets FILE_SET HEADERS)
 install(FILES ${PROJECT_SOURCE_DIR}/LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 if(TARGET slidetile_program)
   install(TARGETS slidetile_program)
+  install(DIRECTORY ${PROJECT_SOURCE_DIR}/data/sprites-model DESTINATION ${CMAKE_INSTALL_DATADIR}/slidetile)
 endif()
 
 # The packages whose imported targets the library links; a consumer has to find them again.
