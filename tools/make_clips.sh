@@ -12,18 +12,19 @@ grep -q '<!-- clips: begin -->' README.md && grep -q '<!-- clips: end -->' READM
 clips=(
   "star|1|--compare|a large green star moves right on clouds"
   "circle|2||a small red circle moves left"
-  "bar|3||a large yellow bar spins on stripes"
+  "ring|3||a large magenta ring grows"
   "square|4||a small blue square bounces on checks"
 )
 mkdir -p $folder
 table=$(mktemp)
+printf '| | |\n|---|---|\n' >"$table"
 trap 'rm -f "$table"' EXIT
 for clip in "${clips[@]}"; do
   IFS='|' read -r name seed options sentence <<<"$clip"
   command=(generate "$sentence" -o "$folder/$name.gif" --seed "$seed" --scale 2)
   [ -z "$options" ] || command+=("$options")
   "$program" "${command[@]}"
-  printf '![%s](%s/%s.gif)\n\n`slidetile generate "%s" -o %s.gif --seed %s --scale 2%s`\n\n' \
+  printf '| ![%s](%s/%s.gif) | `slidetile generate "%s" -o %s.gif --seed %s --scale 2%s` |\n' \
     "$sentence" "$folder" "$name" "$sentence" "$name" "$seed" "${options:+ $options}" >>"$table"
 done
 awk -v table="$table" '
