@@ -1,7 +1,6 @@
 #include "video/generate.h"
 
 #include <ATen/Parallel.h>
-#include <torch/cuda.h>
 #include <torch/types.h>
 
 #include <numeric>
@@ -12,41 +11,10 @@
 #include "slidetile/kernel.h"
 #include "slidetile/parallel.h"
 #include "video/sample.h"
+#include "video/torch_errors.h"
 
 namespace slidetile::video {
 namespace {
-
-// Torch's messages go on with advice and a trace.
-std::string first_line(const std::string& message) { return message.substr(0, message.find('\n')); }
-
-// Runs what calls torch, with its exceptions turned into ours.
-template <typename Function>
-auto translated(const char* where, const Function& function) {
-  try {
-    return function();
-  } catch (const Error&) {
-    throw;
-  } catch (const c10::OutOfMemoryError& error) {
-    fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", first_line(error.what_without_backtrace()));
-  } catch (const c10::Error& error) {
-    const std::string message = first_line(error.what_without_backtrace()), allocator = "DefaultCPUAllocator: ";
-    const size_t at = message.find(allocator);
-    if (at != std::string::npos) fail(ErrorCode::kOutOfMemory, where, ": out of memory: ", message.substr(at + allocator.size()));
-    fail(ErrorCode::kDevice, where, ": ", message);
-  }
-}
-
-torch::Device device_from_string(const std::string& name) {
-  const bool cuda = name == "cuda" || (name.starts_with("cuda:") && name.size() > 5 && name.size() < 8 &&
-                                       name.find_first_not_of("0123456789", 5) == std::string::npos);
-  require(name == "cpu" || cuda, "generate: device '", name, "', expected cpu, cuda or cuda:N");
-  if (!cuda) return torch::kCPU;
-  const auto devices = static_cast<int>(torch::cuda::device_count());
-  if (devices == 0) fail(ErrorCode::kDevice, "generate: device '", name, "': torch finds no GPU");
-  const int index = name == "cuda" ? 0 : std::stoi(name.substr(5));
-  require(index < devices, "generate: device '", name, "', expected an index below ", devices);
-  return {torch::kCUDA, static_cast<c10::DeviceIndex>(index)};
-}
 
 // Whether the processor multiplies bf16 itself: then that is faster, else only f32 is.
 bool has_bf16_products() {
@@ -78,8 +46,8 @@ struct Generator::State {
 
 Generator::Generator(const GeneratorOptions& options) {
   require(options.threads >= 0, "generate: ", options.threads, " threads, expected 1 or more, or 0 for all");
-  translated("generate", [&] {
-    const torch::Device device = device_from_string(options.device);
+  with_torch_errors("generate", [&] {
+    const torch::Device device = device_from_name("generate", options.device);
     const torch::ScalarType dtype = dtype_from_option(options.dtype, device);
     at::set_num_threads(options.threads > 0 ? options.threads : usable_threads());
     state_ = std::make_unique<State>(State{load_model(options.model, device, dtype)});
@@ -92,7 +60,7 @@ Generator::Generator(const GeneratorOptions& options) {
 Generator::~Generator() = default;
 
 Generated Generator::generate(const GenerateRequest& request) {
-  return translated("generate", [&] {
+  return with_torch_errors("generate", [&] {
     const Dit& transformer = *state_->model.transformer;
     SampleRequest sampling;
     sampling.sentences = {request.sentence};

@@ -24,8 +24,10 @@ auto with_torch_errors(const char* where, const Function& function) {
   } catch (const c10::OutOfMemoryError& error) {
     fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", first_line(error.what_without_backtrace()));
   } catch (const c10::Error& error) {
-    const std::string message = first_line(error.what_without_backtrace());
-    fail(message.find("not enough memory") != std::string::npos ? ErrorCode::kOutOfMemory : ErrorCode::kDevice, where, ": ", message);
+    const std::string message = first_line(error.what_without_backtrace()), allocator = "DefaultCPUAllocator: ";
+    const size_t at = message.find(allocator);
+    if (at != std::string::npos) fail(ErrorCode::kOutOfMemory, where, ": out of memory: ", message.substr(at + allocator.size()));
+    fail(ErrorCode::kDevice, where, ": ", message);
   }
 }
 
