@@ -18,9 +18,9 @@ TEST_CASE("coordinates follow the latents, from -1 to 1 along each axis") {
   CHECK(input.slice(1, 0, 3).equal(latents));
   for (int64_t t = 0; t < 3; ++t) {
     for (int64_t x = 0; x < 5; ++x) {
-      CHECK(input[1][3][t][0][x].item<double>() == doctest::Approx(t - 1.0));
+      CHECK(input[1][3][t][0][x].item<double>() == doctest::Approx(static_cast<double>(t) - 1));
       CHECK(input[1][4][t][0][x].item<double>() == 0);
-      CHECK(input[1][5][t][0][x].item<double>() == doctest::Approx(x / 2.0 - 1));
+      CHECK(input[1][5][t][0][x].item<double>() == doctest::Approx(static_cast<double>(x) / 2 - 1));
     }
   }
 }
