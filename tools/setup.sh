@@ -12,7 +12,7 @@ install_missing() {
   }
   local missing=() package as_root=()
   for package in "$@"; do
-    [[ $(dpkg-query --show --showformat='${db:Status-Status} ' "$package" 2>/dev/null) == *installed* ]] || missing+=("$package")
+    [[ " $(dpkg-query --show --showformat='${db:Status-Status} ' "$package" 2>/dev/null)" == *" installed "* ]] || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   if [ "$(id -u)" -ne 0 ]; then
