@@ -38,7 +38,7 @@ struct TrainConfig {
   std::vector<TrainStage> stages;
 };
 
-/// The model that ships: 9.2 million parameters; 32 x 32 pixels first, then 64 x 64 dense, then both dense and sparse.
+/// The model that ships: 9.1 million parameters; 32 x 32 pixels first, then 64 x 64 dense, then both dense and sparse.
 TrainConfig default_train_config();
 
 /// Absent keys keep the defaults; throws Error on unknown keys and on values out of range, naming key, value and what was expected.
