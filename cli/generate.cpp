@@ -19,6 +19,7 @@
 #include "picture.h"
 #include "progress.h"
 #include "slidetile/error.h"
+#include "slidetile/file.h"
 #include "slidetile/window.h"
 #include "slidetile/window_table.h"
 #include "video/frame_writer.h"
@@ -58,7 +59,18 @@ void require_place_for(const std::string& path) {
   std::error_code ignored;
   const fs::path folder = fs::path(path).has_parent_path() ? fs::path(path).parent_path() : fs::path(".");
   if (!fs::is_directory(folder, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': ", folder, " is no folder");
-  if (fs::is_directory(path, ignored)) fail(ErrorCode::kIo, "cannot write '", path, "': it is a folder");
+  require_writable(path);
+}
+
+// As training writes it, with its background. A sentence of known words that the grammar does not make goes on as it is, with a word about
+// it.
+std::string complete(const std::string& sentence) {
+  try {
+    return sentence_of(video::scene_from_sentence(sentence));
+  } catch (const Error& error) {
+    std::cerr << "slidetile: note: " << error.what() << "; the model has never seen such a sentence" << std::endl;
+    return sentence;
+  }
 }
 
 // The model that comes with the project: where it was built, or where it is installed.
@@ -198,13 +210,13 @@ void generate(GenerateArguments& arguments) {
           ", expected 0.1 to 100");
   const video::Scaling scaling = scaling_of(arguments.scaling);
   video::GenerateRequest request;
-  request.sentence = arguments.sentence;
   request.seed = arguments.seed;
   request.extent = extents("--extent", arguments.extent);
   request.steps = arguments.steps;
   request.guidance = arguments.guidance;
   request.pattern = pattern_of(arguments);
   if (const char* reason = video::why_no_generation()) fail(ErrorCode::kUnsupported, "generate: ", reason);
+  request.sentence = complete(arguments.sentence);
 
   if (arguments.generator.model.empty()) arguments.generator.model = default_model();
   keep_memory();

@@ -73,6 +73,7 @@ void print(const Judgement& judgement) {
 void run(JudgeArguments& arguments) {
   JudgeRequest& request = arguments.request;
   request.sentences = read_sentences(arguments.captions);
+  if (!arguments.json.empty()) require_writable(arguments.json);
   require(arguments.clips >= 0, "judge: ", arguments.clips, " clips, expected 1 or more, or 0 for all");
   if (arguments.clips > 0 && static_cast<size_t>(arguments.clips) < request.sentences.size()) {
     request.sentences.resize(static_cast<size_t>(arguments.clips));

@@ -70,11 +70,13 @@ void run(TrainArguments& arguments) {
 constexpr const char* kFooter =
     "OUT gets train.json, checkpoints (the last two), and with each of them log.csv, loss.png and model/. Stages, sizes and rates are in "
     "the\n"
-    "config file; --print-config shows the default one, which is that of the model that ships. The log's reversal is how much the loss on\n"
-    "held-out clips grows when the sentence names the opposite direction: near 0 until directions are learnt.\n\n"
+    "config file; --print-config shows the default one, which made the model that ships up to its tuning (data/sprites_tuning.json). The\n"
+    "log's reversal is how much the loss on held-out clips grows when the sentence names the opposite direction: near 0 until directions "
+    "are learnt.\n\n"
     "Examples:\n"
     "  slidetile train --out run --device cuda --minutes 9\n"
-    "  slidetile train --out run --device cuda --resume";
+    "  slidetile train --out run --device cuda --resume\n"
+    "  slidetile train --out tuned --device cuda --from run/model --config data/sprites_tuning.json";
 
 }  // namespace
 

@@ -199,6 +199,9 @@ TEST_CASE("folders that are no model are errors") {
   CHECK(changed("text_encoder/config.json", "{}").find("_class_name is absent") != std::string::npos);
   CHECK(changed("text_encoder/config.json", R"({"_class_name": "WordEmbedding", "max_words": 32, "vocabulary": ["a"], "text_dim": 16})")
             .find("vocabulary") != std::string::npos);
+  CHECK(
+      changed("text_encoder/config.json", R"({"_class_name": "WordEmbedding", "layers": 2})").find("'layers' is no key of WordEmbedding") !=
+      std::string::npos);
   save_model(model, small_model());
   fs::remove(folder / "scheduler/scheduler_config.json");
   CHECK(error_of(load).find("scheduler_config.json") != std::string::npos);

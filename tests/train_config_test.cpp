@@ -2,6 +2,8 @@
 
 #include <doctest/doctest.h>
 
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "slidetile/error.h"
@@ -35,6 +37,16 @@ TEST_CASE("a config goes out and in; what is absent keeps its default") {
   CHECK(own.stages[0].window == Window{2, 1, 1});
   CHECK(own.stages[0].mix.directed == 0.5);
   CHECK(standard.model.parameters() < 9500000);  // 24 MB in bf16 at most
+}
+
+TEST_CASE("the tuning that the shipped model went through") {
+  const std::string path = SLIDETILE_DATA "/sprites_tuning.json";
+  std::ifstream file(path);
+  const TrainConfig config = train_config_from_json({std::istreambuf_iterator<char>(file), {}}, path);
+  REQUIRE(config.stages.size() == 1);
+  CHECK(config.stages[0].window == Window{2, 3, 3});  // generate's default
+  CHECK(config.stages[0].sparse == 0.6);
+  CHECK(config.model == default_train_config().model);
 }
 
 TEST_CASE("mistakes are named") {

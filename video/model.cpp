@@ -2,8 +2,11 @@
 
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "slidetile/error.h"
 #include "slidetile/file.h"
@@ -48,6 +51,10 @@ int64_t text_dim_from(const std::string& path) {
     require(json.is_object() && json.contains(key), path, ": ", key, " is absent");
     return json[key];
   };
+  for (const auto& [key, _] : json.items()) {
+    constexpr std::string_view kKeys[] = {"_class_name", "text_dim", "max_words", "vocabulary"};
+    require(std::ranges::find(kKeys, key) != std::end(kKeys), path, ": ", in_quotes(key), " is no key of ", kEncoderClass);
+  }
   require(at("_class_name") == kEncoderClass, path, ": _class_name is ", shown(at("_class_name")), ", expected \"", kEncoderClass, "\"");
   require(at("max_words") == TextEncoder::kMaxWords, path, ": max_words is ", shown(at("max_words")), ", expected ",
           TextEncoder::kMaxWords);

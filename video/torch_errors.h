@@ -11,6 +11,18 @@
 
 namespace slidetile::video {
 
+/// PyTorch's paragraph about a GPU that is out of memory as one line: what was asked for, what there is, what to try.
+inline std::string gpu_memory_line(const std::string& message) {
+  const auto between = [&](const std::string& before, const std::string& after) -> std::string {
+    const size_t at = message.find(before), end = message.find(after, at == std::string::npos ? at : at + before.size());
+    return at == std::string::npos || end == std::string::npos ? "" : message.substr(at + before.size(), end - at - before.size());
+  };
+  const std::string asked = between("Tried to allocate ", ". "), all = between("total capacity of ", " of which "),
+                    free = between(" of which ", " is free");
+  if (asked.empty() || all.empty() || free.empty()) return message.substr(0, message.find(". "));
+  return asked + " more were asked for, " + free + " of " + all + " are free; try a smaller extent or batch";
+}
+
 /// Runs what calls torch. Its exceptions become Error in one line: their messages go on with advice and a trace.
 template <typename Function>
 auto with_torch_errors(const char* where, const Function& function) {
@@ -22,7 +34,7 @@ auto with_torch_errors(const char* where, const Function& function) {
   } catch (const Error&) {
     throw;
   } catch (const c10::OutOfMemoryError& error) {
-    fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", first_line(error.what_without_backtrace()));
+    fail(ErrorCode::kOutOfMemory, where, ": the GPU is out of memory: ", gpu_memory_line(first_line(error.what_without_backtrace())));
   } catch (const c10::Error& error) {
     const std::string message = first_line(error.what_without_backtrace()), allocator = "DefaultCPUAllocator: ";
     const size_t at = message.find(allocator);

@@ -122,6 +122,30 @@ struct Probe {
   Tensor latents, tokens, reversed_tokens;
 };
 
+// Files that a run which was killed while it wrote them has left in its folder.
+void remove_leftovers(const std::string& folder) {
+  std::error_code ignored;  // what stays does no harm
+  std::vector<std::filesystem::path> leftovers;
+  for (const auto& entry : std::filesystem::directory_iterator(folder, ignored)) {
+    const std::string name = entry.path().filename().string();
+    for (const char* own : {"checkpoint_", "log.csv", "loss.png", "train.json"}) {
+      if (name.starts_with(own) && name.find(".tmp") != std::string::npos) leftovers.push_back(entry.path());
+    }
+  }
+  for (const auto& path : leftovers) std::filesystem::remove(path, ignored);
+}
+
+// Both are whole folders at every moment; `to` is absent between the two renames.
+void replace_folder(const std::string& from, const std::string& to) {
+  std::error_code error;
+  const std::string old = to + ".old";
+  std::filesystem::remove_all(old, error);
+  if (std::filesystem::exists(to, error)) std::filesystem::rename(to, old, error);
+  if (!error) std::filesystem::rename(from, to, error);
+  if (error) fail(ErrorCode::kIo, to, ": cannot be replaced: ", error.message());
+  std::filesystem::remove_all(old, error);
+}
+
 std::string folder_for(const TrainRequest& request) {
   require(!request.out.empty(), "train: no folder to write to");
   const std::string settings = request.out + "/train.json";
@@ -166,6 +190,7 @@ class Run {
     const std::string path = newest_checkpoint(request_.out);
     require(!path.empty(), "train: '", request_.out, "' holds no checkpoint to resume from");
     position_ = load_checkpoint(path, optimizer_);
+    remove_leftovers(request_.out);
     require(position_.stage <= static_cast<int64_t>(config_.stages.size()), path, ": stage ", position_.stage, " of ",
             config_.stages.size());
     log_ = rows_from_csv(position_.log, path);
@@ -175,9 +200,12 @@ class Run {
     position_.log = csv_of(log_);
     save_checkpoint(request_.out, optimizer_, position_);
     write_file(request_.out + "/log.csv", position_.log);
+    const std::string model = request_.out + "/model";
+    std::filesystem::remove_all(model + ".new");
     optimizer_.show_mean();
-    save_model(request_.out + "/model", model_, torch::kBFloat16);
+    save_model(model + ".new", model_, torch::kBFloat16);
     optimizer_.show_masters();
+    replace_folder(model + ".new", model);
     if (request_.on_checkpoint) request_.on_checkpoint(log_);
   }
 
