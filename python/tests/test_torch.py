@@ -176,6 +176,18 @@ def test_the_direct_call_and_the_operator_agree(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_without_the_exchange_interface(device, monkeypatch):
+    """PyTorch before 2.10: the same bits from addresses and strides."""
+    plan = PLANS["text"]()
+    inputs = tensors(plan, device)
+    lengths = torch.tensor([plan.query_tokens, plan.query_tokens - 2], dtype=torch.int32)
+    want = gradients(lambda *qkv: stt.attention(*qkv, plan, key_lengths=lengths), *inputs)
+    monkeypatch.setattr(stt, "_READS_TENSORS", False)
+    for got, expected in zip(gradients(lambda *qkv: stt.attention(*qkv, plan, key_lengths=lengths), *inputs), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_key_lengths_and_their_gradients(device):
     plan = sliding_tile_plan("2x4x4", "1x1x1", "2x4x4", after=6)
     q, k, v, dout = tensors(plan, device)
