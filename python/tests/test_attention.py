@@ -1,5 +1,8 @@
 """attention_forward, attention_backward and merge on DLPack arrays, against plain numpy."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -187,6 +190,24 @@ def test_tensors_that_require_grad():
         attention_forward(q.requires_grad_(), k, v, PLAN)
     with torch.no_grad():
         attention_forward(q, k, v, PLAN)
+
+
+FORK = """
+import os, sys, numpy as np, slidetile
+plan = slidetile.full_plan("2x4x4", "2x4x4")
+x = np.ones((1, 1, 32, 8), np.float32)
+slidetile.attention_forward(x, x, x, plan)
+child = os.fork()
+out, _ = slidetile.attention_forward(x, x, x, plan)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(0 if np.allclose(out, 1) else 1)
+"""
+
+
+def test_a_forked_child_runs_and_ends():
+    """As a loader's workers do."""
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
 
 
 def test_kernels():
