@@ -2,9 +2,11 @@
 #include "convert.h"
 
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <string>
 
 #include "slidetile/error.h"
@@ -175,6 +177,31 @@ TensorView lse_view(const ArrayArg& array, const char* name) {
           .strides = {array.strides[0], array.strides[1], array.strides[2], 1}};
 }
 
-void bind_arrays(nb::module_& module) { module.def("use_tensor_type", use_tensor_type, nb::arg("type")); }
+namespace {
+
+nb::dlpack::dtype dlpack_type(const std::string& name) {
+  using Code = nb::dlpack::dtype_code;
+  const DType dtype = dtype_from_string(name);
+  const Code code = dtype == DType::kBf16 ? Code::Bfloat : Code::Float;
+  return {static_cast<uint8_t>(code), static_cast<uint8_t>(8 * size_of(dtype)), 1};
+}
+
+// Host memory as a DLPack object that jax takes without a copy: it asks for 64 bytes of alignment.
+nb::object host_array(const std::vector<size_t>& shape, const std::string& dtype) {
+  constexpr std::align_val_t kAlignment{64};
+  const nb::dlpack::dtype type = dlpack_type(dtype);
+  size_t bytes = type.bits / 8;
+  for (const size_t extent : shape) bytes *= extent;
+  void* memory = ::operator new(bytes, kAlignment);
+  const nb::capsule owner(memory, [](void* owned) noexcept { ::operator delete(owned, kAlignment); });
+  return nb::cast(nb::ndarray<nb::array_api, nb::device::cpu>(memory, shape.size(), shape.data(), owner, nullptr, type));
+}
+
+}  // namespace
+
+void bind_arrays(nb::module_& module) {
+  module.def("use_tensor_type", use_tensor_type, nb::arg("type"));
+  module.def("host_array", host_array, nb::arg("shape"), nb::arg("dtype"));
+}
 
 }  // namespace slidetile::python

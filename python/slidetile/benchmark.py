@@ -11,12 +11,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import _core
-from .attention import kernels
+from .attention import _SHORT, kernels
 from .plans import Plan
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # Rounding of the results, then of what happens between them, relative to the norm.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 _TOLERANCE_ON_CUDA = _TOLERANCE | {"float32": 2e-3}  # its f32 products may be tf32

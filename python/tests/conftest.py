@@ -1,6 +1,10 @@
 """Shared by the tests: seeds, and a few threads only."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # jax would take most of a GPU that tests share
 
 try:
     import torch
