@@ -126,11 +126,20 @@ def _core_of(plan: Plan) -> _core.Plan:
     return plan.core
 
 
+def scale_number(scale: float | None) -> float:
+    """The scale as the library takes it: there 0 stands for 1 / sqrt(head_dim), so nobody else may say 0."""
+    if scale is None:
+        return 0.0
+    if -1e-38 < scale < 1e-38:
+        raise ValueError(f"scale is {scale}, expected a number of float32 other than 0, or None for 1 / sqrt(head_dim)")
+    return float(scale)
+
+
 def _call(layout: Layout, scale: float | None, key_lengths: Any, kernel: str, queue: tuple[int, Any]) -> tuple:
     if key_lengths is not None and isinstance(key_lengths, (list, tuple)):
         key_lengths = np.asarray(key_lengths, dtype=np.int32)
     lengths = None if key_lengths is None else _describe(key_lengths)
-    return layout, 0.0 if scale is None else float(scale), lengths, kernel, *queue
+    return layout, scale_number(scale), lengths, kernel, *queue
 
 
 def attention_forward(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from . import _core
-from .attention import Layout
+from .attention import Layout, scale_number
 from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
 
 __all__ = ["attention", "merge", "sliding_tile_attention"]
@@ -194,6 +194,13 @@ class _Direct(torch.autograd.Function):
         return *grads, None, None, None
 
 
+def _as_lengths(key_lengths: Any, device: torch.device) -> torch.Tensor:
+    lengths = torch.as_tensor(key_lengths, device=device)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"key_lengths: {lengths.dtype}, expected integers")
+    return lengths.to(torch.int32).contiguous()
+
+
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -285,8 +292,8 @@ def attention(
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if key_lengths is not None:
-        key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
-    options = key_lengths, 0.0 if scale is None else float(scale), layout, kernel
+        key_lengths = _as_lengths(key_lengths, q.device)
+    options = key_lengths, scale_number(scale), layout, kernel
     if torch.compiler.is_compiling() or not isinstance(plan, Plan) or not _plain(q, k, v):
         if not q.device == k.device == v.device:
             raise ValueError(f"q, k, v: on {q.device}, {k.device}, {v.device}, expected one device")

@@ -286,6 +286,7 @@ Q, K, V = arrays()
         (lambda: attention_forward(Q, K, V, PLAN, layout="bshd"), ValueError, "tokens"),
         (lambda: attention_forward(Q, K, V, PLAN, kernel="cpu.none"), NotImplementedError, "cpu.none"),
         (lambda: attention_forward(Q, K, V, PLAN, scale=float("nan")), ValueError, "scale"),
+        (lambda: attention_forward(Q, K, V, PLAN, scale=0), ValueError, "scale is 0, expected"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=[TOKENS]), ValueError, "key_lengths"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=[TOKENS, 3]), ValueError, "key length 3"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=np.array([9.0, 9.0])), ValueError, "int32"),

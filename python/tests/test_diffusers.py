@@ -382,6 +382,37 @@ def test_hunyuan_video_pipeline(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_hunyuan_video15_pipeline_with_guidance(device):
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, spatial_compression_ratio=4, temporal_compression_ratio=4
+    )
+    pipe = diffusers.HunyuanVideo15Pipeline(
+        text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=hunyuan_video15(), vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+    ).to(device)  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vision_num_semantic_tokens = 5
+    inputs = on(device, hunyuan_video15_inputs())
+    # The two passes have different lengths of real text.
+    words = {
+        f"{sign}prompt_embeds{mask}{stream}": inputs[f"encoder_{'attention_mask' if mask else 'hidden_states'}{stream}"][item : item + 1]
+        for item, sign in enumerate(("", "negative_"))
+        for mask in ("", "_mask")
+        for stream in ("", "_2")
+    }
+
+    def sample():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**words, height=24, width=32, num_frames=17, num_inference_steps=2, generator=generator, output_type="latent").frames
+
+    dense = sample()
+    sd.enable(pipe, ALL, tile=TILE)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4)
+    controller = sd.enable(pipe, (1, 1, 1), tile=TILE, dense_steps=1)
+    assert (sample() - dense).abs().max() > 1e-5 and controller.step == 1  # two passes are one step
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_flux_pipeline(device):
     vae = diffusers.AutoencoderKL(
         block_out_channels=(4,), latent_channels=1, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False
