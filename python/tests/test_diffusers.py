@@ -413,6 +413,40 @@ def test_hunyuan_video15_pipeline_with_guidance(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_minimax_h3_denoising_loop(device):
+    """diffusers' own loop, with a keyframe and audio whose timesteps are not the video's."""
+    from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3SetTimestepsStep
+    from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3DenoiseStep
+
+    blocks = diffusers.modular_pipelines.SequentialPipelineBlocks.from_blocks_dict(
+        {"set_timesteps": MiniMaxH3SetTimestepsStep(), "denoise": MiniMaxH3DenoiseStep()}
+    )
+    pipe = blocks.init_pipeline()
+    schedulers = {name: diffusers.MiniMaxH3Scheduler(shift) for name, shift in (("scheduler", 12.0), ("audio_scheduler", 3.0))}
+    pipe.update_components(transformer=minimax_h3(), **schedulers)
+    pipe.to(device)
+    inputs = on(device, minimax_h3_inputs())
+    rows = {name: inputs[name] for name in ("video_indices", "audio_indices", "text_indices")}
+    layout = rows | {name: inputs[name] for name in ("token_tags", "position_ids")}
+
+    def sample():
+        return pipe(
+            num_inference_steps=5, latents=inputs["hidden_states"][0].clone(), audio_latents=inputs["audio_hidden_states"][0].clone(),
+            prompt_embeds=inputs["encoder_hidden_states"], num_condition_video_rows=48, denoiser_input_fields=layout, **rows,
+            output="latents",
+        )  # fmt: skip
+
+    dense = sample()
+    sd.enable(pipe.transformer, ALL, tile=TILE)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4)
+    controller = sd.enable(pipe.transformer, (1, 1, 1), tile=TILE, dense_steps=1)
+    assert (sample() - dense).abs().max() > 1e-5
+    assert controller.step == len(pipe.scheduler.timesteps) - 1
+    sd.enable(pipe.transformer, (1, 1, 1), tile=TILE, dense_steps=5)
+    assert torch.equal(sample(), dense)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_flux_pipeline(device):
     vae = diffusers.AutoencoderKL(
         block_out_channels=(4,), latent_channels=1, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False
