@@ -153,6 +153,14 @@ def test_wide_heads_against_sdpa(name, head_dim):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, head_dim", [(torch.float32, 32), (torch.bfloat16, 96), (torch.bfloat16, 128), (torch.float16, 64)])
+def test_the_same_bits_with_and_without_lse(dtype, head_dim, device):
+    plan = PLANS["text"]()
+    q, k, v, _ = (x.detach() for x in tensors(plan, device, dtype, head_dim=head_dim))
+    assert torch.equal(stt.attention(q, k, v, plan), stt.attention(q, k, v, plan, return_lse=True)[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_direct_call_and_the_operator_agree(device):
     plan = PLANS["text"]()
     inputs = tensors(plan, device)
@@ -361,6 +369,16 @@ def test_cuda_graph():
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)
+
+
+@needs_gpu
+def test_compiled_into_cuda_graphs():
+    layer = Layer(sliding_tile_plan("2x6x8", "1x1x2", "2x4x4")).cuda()
+    x = torch.randn(2, 96, 16, device="cuda")
+    want = layer(x)
+    compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")
+    for _ in range(3):
+        torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-4)
 
 
 @needs_gpu
