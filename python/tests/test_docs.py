@@ -1,4 +1,4 @@
-"""Runs the Python blocks of docs/python.md in order, and the examples."""
+"""Runs the Python blocks of docs/python.md in order, the examples, and the benchmarks on small problems."""
 
 import importlib
 import os
@@ -39,17 +39,20 @@ RESULTS = {"BenchRow": "bench", "BlockCounts": "count_blocks", "Controller": "co
            "Layout": "layout", "Plan": "plan", "__version__": "slidetile"}  # fmt: skip
 
 
+def run_bench(*arguments):
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, ROOT / "bench" / arguments[0], "--smoke", *arguments[1:]]
+    return subprocess.run(command, check=True, timeout=300, env=one_thread, capture_output=True, text=True).stdout
+
+
 def test_peers_on_small_problems():
     pytest.importorskip("torch")
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     peers = [f"--peer={peer}" for peer in ("slidetile_peer", "slidetile_dense", "sdpa_default")]  # those that compile nothing
-    command = [sys.executable, ROOT / "bench" / "peers" / "run.py", "--smoke", "--backward", "--seconds=0.01", *peers]
-    shown = subprocess.run(command, check=True, timeout=300, env=one_thread, capture_output=True, text=True).stdout
+    shown = run_bench("peers/run.py", "--backward", "--seconds=0.01", *peers)
     assert shown.count("of matmul") == 10 and "FAILED" not in shown
 
 
-@pytest.mark.parametrize("name, needs", [("attention", "torch"), ("diffusers_wan", "diffusers")])
-def test_example(name, needs):
-    pytest.importorskip(needs)
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # as in conftest.py
-    subprocess.run([sys.executable, ROOT / "examples" / f"{name}.py"], check=True, timeout=300, env=one_thread)
+def test_models_on_small_problems():
+    pytest.importorskip("diffusers")
+    shown = run_bench("models.py", "--repeats=1")
+    assert "dense native" in shown and all(f"{window} " in shown for window in ("3x3x3", "5x3x5"))
