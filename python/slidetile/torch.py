@@ -20,13 +20,17 @@ _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", to
 _Options = tuple[Any, float, str, str]  # key_lengths, scale, layout, kernel
 
 _library = torch.library.Library("slidetile", "DEF")
+# A graph that torch.compile captures would hold the plan of its capture, whatever plan comes later: the operators run between such graphs.
+_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 _library.define(
     "attention_forward(Tensor q, Tensor k, Tensor v, Tensor plan, Tensor? key_lengths, float scale, str layout, str kernel)"
-    " -> (Tensor, Tensor)"
+    " -> (Tensor, Tensor)",
+    tags=_TAGS,
 )
 _library.define(
     "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor plan, Tensor? key_lengths,"
-    " float scale, str layout, str kernel) -> (Tensor, Tensor, Tensor)"
+    " float scale, str layout, str kernel) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 

@@ -407,7 +407,7 @@ def test_hunyuan_video15_pipeline_with_guidance(device):
 
     dense = sample()
     sd.enable(pipe, ALL, tile=TILE)
-    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4 if device == "cpu" else 1e-3)  # f32 on a GPU is tf32 in part
     controller = sd.enable(pipe, (1, 1, 1), tile=TILE, dense_steps=1)
     assert (sample() - dense).abs().max() > 1e-5 and controller.step == 1  # two passes are one step
 
@@ -425,9 +425,10 @@ def test_minimax_h3_denoising_loop(device):
     schedulers = {name: diffusers.MiniMaxH3Scheduler(shift) for name, shift in (("scheduler", 12.0), ("audio_scheduler", 3.0))}
     pipe.update_components(transformer=minimax_h3(), **schedulers)
     pipe.to(device)
-    inputs = on(device, minimax_h3_inputs())
+    inputs = minimax_h3_inputs()
     rows = {name: inputs[name] for name in ("video_indices", "audio_indices", "text_indices")}
-    layout = rows | {name: inputs[name] for name in ("token_tags", "position_ids")}
+    inputs = on(device, inputs)
+    layout = {name: inputs[name] for name in (*rows, "token_tags", "position_ids")}
 
     def sample():
         return pipe(
@@ -438,7 +439,7 @@ def test_minimax_h3_denoising_loop(device):
 
     dense = sample()
     sd.enable(pipe.transformer, ALL, tile=TILE)
-    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4 if device == "cpu" else 1e-3)  # f32 on a GPU is tf32 in part
     controller = sd.enable(pipe.transformer, (1, 1, 1), tile=TILE, dense_steps=1)
     assert (sample() - dense).abs().max() > 1e-5
     assert controller.step == len(pipe.scheduler.timesteps) - 1
@@ -494,7 +495,7 @@ def test_offloaded_pipeline():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu():
-    model = wan(attention_head_dim=128).to("cuda", torch.bfloat16)
+    model = wan(layers=1, attention_head_dim=128).to("cuda", torch.bfloat16)
     inputs = {name: x.to("cuda", x.dtype if name == "timestep" else torch.bfloat16) for name, x in wan_inputs().items()}
     dense = run(model, inputs)
     sd.enable(model, ALL)

@@ -373,12 +373,15 @@ def test_cuda_graph():
 
 @needs_gpu
 def test_compiled_into_cuda_graphs():
-    layer = Layer(sliding_tile_plan("2x6x8", "1x1x2", "2x4x4")).cuda()
-    x = torch.randn(2, 96, 16, device="cuda")
-    want = layer(x)
+    """They must not keep the plan that they were captured with."""
+    plans = [sliding_tile_plan("2x8x8", window, "2x4x4") for window in ("1x1x2", "1x2x1")]
+    assert len(plans[0].data) == len(plans[1].data)
+    layer, x = Layer(plans[0]).cuda(), torch.randn(2, 128, 16, device="cuda")
     compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")
-    for _ in range(3):
-        torch.testing.assert_close(compiled(x), want, rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        for plan in (plans[0], plans[0], plans[0], plans[1], plans[1]):
+            layer.plan = plan
+            torch.testing.assert_close(compiled(x).clone(), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @needs_gpu
