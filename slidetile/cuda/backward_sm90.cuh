@@ -232,6 +232,12 @@ struct BackwardWork {
   BackwardItem item;
 };
 
+/// Lists of query tiles by the order in which key blocks add to dq.
+template <bool kInTurn>
+__device__ __forceinline__ const BackwardVisit* visits_of(const BackwardParams& p) {
+  return kInTurn ? p.tables.visit_in_turn : p.tables.visit;
+}
+
 __device__ __forceinline__ int32_t class_of(const BackwardParams& p, int32_t head) { return p.head_class[p.plan_heads == 1 ? 0 : head]; }
 
 // Sheets one after the other: the items at work at a time share most of their queries.
@@ -321,7 +327,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     const auto feed = [&](const BackwardWork& work, uint32_t& step, const TensorMaps& maps, const float* terms, const QueryStages& to) {
 #pragma unroll 1
       for (int32_t v = 0; v < work.item.visits; ++v) {
-        const BackwardVisit visit = p.tables.visit[work.item.first_visit + v];
+        const BackwardVisit visit = visits_of<kInTurn>(p)[work.item.first_visit + v];
 #pragma unroll 1
         for (int32_t b = visit.first_block; b < visit.first_block + visit.blocks; ++b, ++step) {
           const uint32_t stage = step & 1;
@@ -386,7 +392,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
         if (!kInTurn && leader) barrier_arrive(kv_empty);
 #pragma unroll 1
         for (int32_t v = 0; v < work.item.visits; ++v) {
-          const BackwardVisit visit = p.tables.visit[work.item.first_visit + v];
+          const BackwardVisit visit = visits_of<kInTurn>(p)[work.item.first_visit + v];
 #pragma unroll 1
           for (int32_t b = visit.first_block; b < visit.first_block + visit.blocks; ++b, ++step) {
             if ((step & 1) != stage) continue;
