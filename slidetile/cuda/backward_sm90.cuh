@@ -64,12 +64,12 @@ struct BackwardParams {
   void *dq = nullptr, *dk = nullptr, *dv = nullptr;
   Strides out_strides, dout_strides, lse_strides, dq_strides, dk_strides, dv_strides;
   // Workspace.
-  float* dq_sums = nullptr;   // [sheets][query blocks][2][head_dim / 16][128][4] as accumulators hold them
-  float* lse2 = nullptr;      // [sheets][query blocks][64] lse in base 2; +inf: a row that takes no part
-  float* delta = nullptr;     // [sheets][query blocks][64] sum of out * dout
-  float* partials = nullptr;  // [sheets][partials][dk, dv][2][head_dim / 8][128][4]
-  int32_t* turn = nullptr;    // [sheets][query blocks] key blocks that have added to it
-  int32_t* ticket = nullptr;  // next item
+  float* dq_sums = nullptr;    // [sheets][query blocks][2][head_dim / 16][128][4] as accumulators hold them
+  float* lse_terms = nullptr;  // [sheets][query blocks][64] lse in base 2, +inf: a row that takes no part; deep: what S begins at
+  float* delta = nullptr;      // [sheets][query blocks][64] sum of out * dout; deep: minus that
+  float* partials = nullptr;   // [sheets][partials][dk, dv][2][head_dim / 8][128][4]
+  int32_t* turn = nullptr;     // [sheets][query blocks] key blocks that have added to it
+  int32_t* ticket = nullptr;   // next item
 };
 
 template <int kDim>
@@ -281,18 +281,28 @@ __device__ __forceinline__ void clear_query_rows(uint32_t tile, const Block& blo
   }
 }
 
+/// Two orders in which a step's products are issued. Deep: dq a step late, issued with dP and dV; the next step's S under dV, its
+/// exponentials under dK; the warpgroups tell each other of dS instead of meeting. It needs the registers of the slices of K, and sums of S
+/// and dP that begin at minus their row terms. In turn it is slower, and at head_dim 64 it was never measured.
+template <int kDim, bool kInTurn>
+constexpr bool kDeep = kDim == 128 && !kInTurn;
+
+/// What S begins at where a row takes no part, whatever the keys: P is 0.
+constexpr float kNoRow = 1e30f;
+
 /// kInTurn: key blocks add to a query block's dq in the order of work, so that equal inputs give equal bits.
 template <typename T, int kDim, bool kInTurn>
 __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __grid_constant__ BackwardParams p) {
   using Shared = BackwardShared<kDim>;
-  constexpr uint32_t kSlicesHeld = kDim == 128 ? 5 : 4;
+  constexpr bool kIsDeep = kDeep<kDim, kInTurn>;
+  constexpr int kSlicesHeld = kIsDeep ? 0 : kDim == 128 ? 5 : 4;
   extern __shared__ __align__(1024) unsigned char shared[];
   const uint32_t base = shared_address(shared), bars = base + Shared::kBarriers;
   // Pairs are two stages.
   const uint32_t kv_full = bars, kv_empty = bars + 8, q_full = bars + 16, q_empty = bars + 32, dout_full = bars + 48,
                  dout_empty = bars + 64;
   const uint32_t dq_empty = bars + 80, q_brought = bars + 96, dout_brought = bars + 104;  // the last two are the feeding warps' own
-  constexpr int kConsumers = 1, kSumsReady = 2;                                           // named barriers; the second has two stages
+  constexpr int kConsumers = 1, kSumsReady = 2, kScoresReady = 4;  // named barriers; of the others one a stage, of the last a pair a group
   auto* const ticket_word = reinterpret_cast<volatile int32_t*>(shared + Shared::kTicket);
   const int group = __shfl_sync(~0u, threadIdx.x / kGroupThreads, 0);
   if (threadIdx.x == 0) {
@@ -304,7 +314,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       barrier_init(q_full + 8 * stage, 1);
       barrier_init(q_empty + 8 * stage, 2);
       barrier_init(dout_full + 8 * stage, 1);
-      barrier_init(dout_empty + 8 * stage, 2);
+      barrier_init(dout_empty + 8 * stage, kIsDeep ? 8 : 2);
       barrier_init(dq_empty + 8 * stage, 1);
     }
     barrier_init_fence();
@@ -374,7 +384,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
           barrier_arrive_expect(kv_full, 2 * bytes * (kDim / 64));
           copy_block<T, kDim>(base + Shared::kK, Shared::kKeySlab, p.k, kv_full, block, work);
           copy_block<T, kDim>(base + Shared::kV, Shared::kKeySlab, p.v, kv_full, block, work);
-          feed(work, step, p.q, p.lse2, {base + Shared::kQ, base + Shared::kLse, q_full, q_empty, q_brought});
+          feed(work, step, p.q, p.lse_terms, {base + Shared::kQ, base + Shared::kLse, q_full, q_empty, q_brought});
         }
       }
     } else if (warp != 2) {
@@ -497,9 +507,10 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     // Part of K stays in registers, as many slices as fit: shared memory has to be read less.
     const uint32_t own = opaque(static_cast<uint32_t>(16 * warp + lane % 16 + 64 * half)),
                    column = opaque(static_cast<uint32_t>(lane / 16));
-    uint32_t keys_held[kSlicesHeld][4];
+    uint32_t keys_held[kSlicesHeld == 0 ? 1 : kSlicesHeld][4];
 #pragma unroll
-    for (uint32_t k = 0; k < kSlicesHeld; ++k) {
+    for (int i = 0; i < kSlicesHeld; ++i) {
+      const auto k = static_cast<uint32_t>(i);
       const uint32_t from =
           base + Shared::kK + k / 4 * Shared::kKeySlab + own * kSlabRowBytes + (((2 * (k % 4) + column) ^ (own % 8)) << 4);
       asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
@@ -507,27 +518,38 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
                    : "r"(from)
                    : "memory");
     }
-    const auto multiply_queries = [&](uint32_t queries) {
-      const uint32_t left = operand(Shared::kK + half * 8192), right = operand(queries);
+    const auto begin_at = [&](float(&sums)[32], uint32_t terms) {
+      const auto* term = reinterpret_cast<const float2*>(shared + terms) + lane % 4;
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 t = term[4 * j];
+        sums[4 * j] = sums[4 * j + 2] = t.x;
+        sums[4 * j + 1] = sums[4 * j + 3] = t.y;
+      }
+    };
+    const auto multiply_queries = [&](uint32_t stage) {
+      const uint32_t left = operand(Shared::kK + half * 8192), right = operand(Shared::kQ + stage * Shared::kQueryTile);
+      if constexpr (kIsDeep) begin_at(s, Shared::kLse + stage * Shared::kRowTerms);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
         const uint64_t b = descriptor_at(right, channel_slice(k, kBackwardQueryRows), 0);
-        if (k < kSlicesHeld) {
-          wgmma_registers<T, 64>(s, keys_held[k < kSlicesHeld ? k : 0], b, k != 0);
+        if (static_cast<int>(k) < kSlicesHeld) {
+          wgmma_registers<T, 64>(s, keys_held[static_cast<int>(k) < kSlicesHeld ? k : 0], b, kIsDeep || k != 0);
         } else {
-          wgmma_shared<T, 64>(s, descriptor_at(left, channel_slice(k, kBackwardKeyRows), 0), b, k != 0);
+          wgmma_shared<T, 64>(s, descriptor_at(left, channel_slice(k, kBackwardKeyRows), 0), b, kIsDeep || k != 0);
         }
       }
       wgmma_commit();
     };
-    const auto multiply_dout = [&](uint32_t queries) {
-      const uint32_t left = operand(Shared::kV + half * 8192), right = operand(queries);
+    const auto multiply_dout = [&](uint32_t stage) {
+      const uint32_t left = operand(Shared::kV + half * 8192), right = operand(Shared::kDout + stage * Shared::kQueryTile);
+      if constexpr (kIsDeep) begin_at(dp, Shared::kDelta + stage * Shared::kRowTerms);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
         wgmma_shared<T, 64>(dp, descriptor_at(left, channel_slice(k, kBackwardKeyRows), 0),
-                            descriptor_at(right, channel_slice(k, kBackwardQueryRows), 0), k != 0);
+                            descriptor_at(right, channel_slice(k, kBackwardQueryRows), 0), kIsDeep || k != 0);
       }
       wgmma_commit();
     };
@@ -570,43 +592,41 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       named_arrive(kSumsReady + stage, kConsumerThreads + 32);
     };
 
-    if (steps > 0) barrier_wait(q_full + 8 * (step & 1), (step >> 1) & 1);
-    multiply_queries(Shared::kQ + (step & 1) * Shared::kQueryTile);
-#pragma unroll 1
-    for (int32_t i = 0; i < steps; ++i, ++step) {
-      const uint32_t stage = step & 1, parity = (step >> 1) & 1;
-      const uint32_t q_tile = Shared::kQ + stage * Shared::kQueryTile, dout_tile = Shared::kDout + stage * Shared::kQueryTile;
-      barrier_wait(dout_full + 8 * stage, parity);
-      wgmma_wait<0>();  // S
-      pin(s);
-      multiply_dout(dout_tile);
-      // P, while the tensor cores make dP.
-      uint32_t weights[4][4];
+    const auto make_weights = [&](uint32_t(&weights)[4][4], [[maybe_unused]] uint32_t stage) {
       const auto* lse = reinterpret_cast<const float2*>(shared + Shared::kLse + stage * Shared::kRowTerms) + lane % 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float2 l = lse[4 * j];
-        weights[j / 2][j % 2 * 2] = pack<T>(exp2_fast(fmaf(s[4 * j], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 1], scale_log2, -l.y)));
-        weights[j / 2][j % 2 * 2 + 1] =
-            pack<T>(exp2_fast(fmaf(s[4 * j + 2], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 3], scale_log2, -l.y)));
+        if constexpr (kIsDeep) {
+          weights[j / 2][j % 2 * 2] = pack<T>(exp2_fast(s[4 * j] * scale_log2), exp2_fast(s[4 * j + 1] * scale_log2));
+          weights[j / 2][j % 2 * 2 + 1] = pack<T>(exp2_fast(s[4 * j + 2] * scale_log2), exp2_fast(s[4 * j + 3] * scale_log2));
+        } else {
+          const float2 l = lse[4 * j];
+          weights[j / 2][j % 2 * 2] = pack<T>(exp2_fast(fmaf(s[4 * j], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 1], scale_log2, -l.y)));
+          weights[j / 2][j % 2 * 2 + 1] =
+              pack<T>(exp2_fast(fmaf(s[4 * j + 2], scale_log2, -l.x)), exp2_fast(fmaf(s[4 * j + 3], scale_log2, -l.y)));
+        }
       }
       if (!whole) clear_rows(weights);
-      add_product(dv, weights, dout_tile);
-      wgmma_wait<1>();  // dP
-      pin(dp);
-      // dS, while they make dV. Of P there is only the packed form: in floats it would not fit beside dP.
-      uint32_t scores[4][4];
+    };
+    // Of P there is only the packed form: in floats it would not fit beside dP.
+    const auto make_scores = [&](uint32_t(&scores)[4][4], const uint32_t(&weights)[4][4], uint32_t stage) {
       const auto* delta = reinterpret_cast<const float2*>(shared + Shared::kDelta + stage * Shared::kRowTerms) + lane % 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
-        const float2 d = delta[4 * j];
         const uint32_t low = weights[j / 2][j % 2 * 2], high = weights[j / 2][j % 2 * 2 + 1];
-        scores[j / 2][j % 2 * 2] = multiply_packed<T>(low, dp[4 * j] - d.x, dp[4 * j + 1] - d.y);
-        scores[j / 2][j % 2 * 2 + 1] = multiply_packed<T>(high, dp[4 * j + 2] - d.x, dp[4 * j + 3] - d.y);
+        if constexpr (kIsDeep) {
+          scores[j / 2][j % 2 * 2] = multiply_packed<T>(low, dp[4 * j], dp[4 * j + 1]);
+          scores[j / 2][j % 2 * 2 + 1] = multiply_packed<T>(high, dp[4 * j + 2], dp[4 * j + 3]);
+        } else {
+          const float2 d = delta[4 * j];
+          scores[j / 2][j % 2 * 2] = multiply_packed<T>(low, dp[4 * j] - d.x, dp[4 * j + 1] - d.y);
+          scores[j / 2][j % 2 * 2 + 1] = multiply_packed<T>(high, dp[4 * j + 2] - d.x, dp[4 * j + 3] - d.y);
+        }
       }
       if (!whole) clear_rows(scores);
-      add_product(dk, scores, q_tile);
-      // dS^T to shared memory, for the dq of both halves. What was there two steps ago has been read: both passed the barrier since.
+    };
+    // dS^T to shared memory, for the dq of both halves. What was there two steps ago has been read: each has heard from the other since.
+    const auto store_scores = [&](const uint32_t(&scores)[4][4], uint32_t stage) {
       const uint32_t line = lane % 16, target = base + Shared::kDs + stage * Shared::kScores + (64 * half + 16 * warp + line) * 128;
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -616,21 +636,95 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
             : "memory");
       }
       fence_async_shared();
-      named_sync(kConsumers, kConsumerThreads);
-      multiply_dq(stage);
-      wgmma_wait<1>();  // dV and dK
-      pin(dv);
-      pin(dk);
-      if (thread == 0) {
-        barrier_arrive(dout_empty + 8 * stage);
-        barrier_arrive(q_empty + 8 * stage);
+    };
+    const auto q_tile = [](uint32_t stage) {
+      return Shared::kQ + stage * Shared::kQueryTile;
+    };
+    const auto dout_tile = [](uint32_t stage) {
+      return Shared::kDout + stage * Shared::kQueryTile;
+    };
+
+    if (steps > 0) barrier_wait(q_full + 8 * (step & 1), (step >> 1) & 1);
+    multiply_queries(step & 1);
+    if constexpr (kIsDeep) {
+      const auto tell = [&](uint32_t stage) {
+        named_arrive(kScoresReady + half * 2 + static_cast<int>(stage), kConsumerThreads);
+      };
+      const auto hear = [&](uint32_t stage) {
+        named_sync(kScoresReady + (half ^ 1) * 2 + static_cast<int>(stage), kConsumerThreads);
+      };
+      uint32_t weights[4][4];
+      wgmma_wait<0>();
+      pin(s);
+      make_weights(weights, step & 1);
+#pragma unroll 1
+      for (int32_t i = 0; i < steps; ++i, ++step) {
+        const uint32_t stage = step & 1, parity = (step >> 1) & 1;
+        if (i > 0) hear(stage ^ 1);
+        multiply_dq(stage ^ 1);  // of the step before; in the first step of whatever is there, and not used
+        barrier_wait(dout_full + 8 * stage, parity);
+        multiply_dout(stage);
+        add_product(dv, weights, dout_tile(stage));
+        wgmma_wait<2>();  // dq
+        pin(dq);
+        if (i > 0) hand_over_dq(step - 1);
+        // After the last step of whatever is there, and not used.
+        if (i + 1 < steps) barrier_wait(q_full + 8 * (stage ^ 1), ((step + 1) >> 1) & 1);
+        multiply_queries(stage ^ 1);
+        wgmma_wait<2>();  // dP
+        pin(dp);
+        uint32_t scores[4][4];
+        make_scores(scores, weights, stage);
+        add_product(dk, scores, q_tile(stage));
+        store_scores(scores, stage);
+        tell(stage);
+        wgmma_wait<1>();  // dV, S
+        pin(dv);
+        pin(s);
+        if (lane == 0) barrier_arrive(dout_empty + 8 * stage);
+        make_weights(weights, stage ^ 1);
+        wgmma_wait<0>();  // dK
+        pin(dk);
+        if (thread == 0) barrier_arrive(q_empty + 8 * stage);
       }
-      // The next step's S, under what remains of dq; after the last step of whatever is there, and not used.
-      if (i + 1 < steps) barrier_wait(q_full + 8 * (stage ^ 1), ((step + 1) >> 1) & 1);
-      multiply_queries(Shared::kQ + (stage ^ 1) * Shared::kQueryTile);
-      wgmma_wait<1>();  // dq
+      if (steps > 0) hear((step & 1) ^ 1);
+      multiply_dq((step & 1) ^ 1);
+      wgmma_wait<0>();
       pin(dq);
-      hand_over_dq(step);
+      if (steps > 0) hand_over_dq(step - 1);
+    } else {
+#pragma unroll 1
+      for (int32_t i = 0; i < steps; ++i, ++step) {
+        const uint32_t stage = step & 1, parity = (step >> 1) & 1;
+        barrier_wait(dout_full + 8 * stage, parity);
+        wgmma_wait<0>();  // S
+        pin(s);
+        multiply_dout(stage);
+        uint32_t weights[4][4];
+        make_weights(weights, stage);  // while the tensor cores make dP
+        add_product(dv, weights, dout_tile(stage));
+        wgmma_wait<1>();  // dP
+        pin(dp);
+        uint32_t scores[4][4];
+        make_scores(scores, weights, stage);  // while they make dV
+        add_product(dk, scores, q_tile(stage));
+        store_scores(scores, stage);
+        named_sync(kConsumers, kConsumerThreads);
+        multiply_dq(stage);
+        wgmma_wait<1>();  // dV and dK
+        pin(dv);
+        pin(dk);
+        if (thread == 0) {
+          barrier_arrive(dout_empty + 8 * stage);
+          barrier_arrive(q_empty + 8 * stage);
+        }
+        // The next step's S, under what remains of dq; after the last step of whatever is there, and not used.
+        if (i + 1 < steps) barrier_wait(q_full + 8 * (stage ^ 1), ((step + 1) >> 1) & 1);
+        multiply_queries(stage ^ 1);
+        wgmma_wait<1>();  // dq
+        pin(dq);
+        hand_over_dq(step);
+      }
     }
     wgmma_wait<0>();
     // Made anew: kept through the loop, it takes registers that the sums need.
@@ -662,7 +756,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
   }
 }
 
-/// Before: lse in base 2 and sum of out * dout of every row, nobody's turn yet; clears dq's sums unless the first to add stores.
+/// Before: row terms, of lse and of the sum of out * dout, nobody's turn yet; clears dq's sums unless the first to add stores.
 /// Reads out and dout once; bound by memory.
 template <typename T, int kDim, bool kInTurn>
 __global__ void __launch_bounds__(128) backward_sm90_rows(const __grid_constant__ BackwardParams p) {
@@ -690,14 +784,17 @@ __global__ void __launch_bounds__(128) backward_sm90_rows(const __grid_constant_
         const float2 x = unpack<T>(left[i]), y = unpack<T>(right[i]);
         sum = fmaf(x.x, y.x, fmaf(x.y, y.y, sum));
       }
-      lse = p.lse[batch * p.lse_strides.batch + head * p.lse_strides.head + token * p.lse_strides.token] * kLog2E;
+      lse = p.lse[batch * p.lse_strides.batch + head * p.lse_strides.head + token * p.lse_strides.token];
       alive = lse != -INFINITY;
     }
 #pragma unroll
     for (int offset = kLanes / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(~0u, sum, offset);
     if (lane == 0) {
-      p.lse2[at * kBackwardQueryRows + r] = alive ? lse : INFINITY;
-      p.delta[at * kBackwardQueryRows + r] = alive ? sum : 0;
+      // Deep, what S and dP begin at; else what is taken from them.
+      constexpr bool kIsDeep = kDeep<kDim, kInTurn>;
+      const float of_scores = kIsDeep ? (alive ? -lse / p.scale : copysignf(kNoRow, -p.scale)) : alive ? lse * kLog2E : INFINITY;
+      p.lse_terms[at * kBackwardQueryRows + r] = of_scores;
+      p.delta[at * kBackwardQueryRows + r] = !alive ? 0 : kIsDeep ? -sum : sum;
     }
   }
   if constexpr (kInTurn) {
