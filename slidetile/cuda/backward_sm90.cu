@@ -5,8 +5,8 @@
 #include <limits>
 
 #include "slidetile/cuda/backward_lowering.h"
-#include "slidetile/cuda/backward_sm90.cuh"
 #include "slidetile/cuda/backward_sm90.h"
+#include "slidetile/cuda/backward_sm90_params.cuh"
 #include "slidetile/cuda/device.h"
 #include "slidetile/cuda/kernels.h"
 #include "slidetile/cuda/lowering.h"
