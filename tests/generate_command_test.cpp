@@ -1,15 +1,12 @@
 // slidetile generate from outside: help, bad input, and clips of a model with random weights.
 #include <doctest/doctest.h>
-#include <sys/wait.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "program.h"
 #include "slidetile/window_table.h"
 
 namespace fs = std::filesystem;
@@ -18,53 +15,8 @@ using slidetile::WindowTable;
 
 namespace {
 
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-std::string read_text(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_generate_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + '/' + name; }
-  Outcome run(const std::string& arguments) const { return shell("'" SLIDETILE_PROGRAM_PATH "' generate " + arguments); }
-  Outcome shell(const std::string& command) const {
-    const std::string whole =
-        "cd '" + path_ + "' && ( " + command + " ) > '" + *this / ".out" + "' 2> '" + *this / ".err" + "' < /dev/null";
-    const int status = std::system(whole.c_str());
-    REQUIRE(WIFEXITED(status));
-    return {WEXITSTATUS(status), read_text(*this / ".out"), read_text(*this / ".err")};
-  }
-
- private:
-  std::string path_;
-};
-
-bool contains(const std::string& text, const std::string& part) {
-  if (text.find(part) != std::string::npos) return true;
-  MESSAGE(text, " has no: ", part);
-  return false;
-}
-
 void check_fails(const Folder& folder, const std::string& arguments, const std::string& message) {
-  CAPTURE(arguments);
-  const Outcome outcome = folder.run(arguments);
-  CHECK(outcome.code == 2);
-  CHECK(outcome.out.empty());
-  CHECK(outcome.err.starts_with("slidetile: "));
-  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-  CHECK(contains(outcome.err, message));
-  CHECK_FALSE(fs::exists(folder / "a.gif"));
+  check_mistake(folder, "generate " + arguments, message);
 }
 
 const std::string kSentence = "'a small red circle moves left' ";
@@ -86,7 +38,7 @@ bool make_model(const Folder& folder) {
 
 TEST_CASE("help") {
   const Folder folder;
-  const Outcome help = folder.run("--help");
+  const Outcome help = folder.run("generate --help");
   CHECK(help.code == 0);
   CHECK(help.err.empty());
   for (const char* part : {"Usage: slidetile generate", "--window", "--strategy", "--compare", "triangle", "Example"})
@@ -129,18 +81,18 @@ TEST_CASE("bad input to a model") {
 TEST_CASE("clips") {
   const Folder folder;
   if (!make_model(folder)) return;
-  const Outcome first = folder.run(kSmall + "--window 1x1x2 -o a.gif");
+  const Outcome first = folder.run("generate " + kSmall + "--window 1x1x2 -o a.gif");
   CHECK(first.code == 0);
   CHECK(first.err.empty());  // no progress line where there is no terminal
   CHECK(contains(first.out, "96 tokens"));
   CHECK(contains(first.out, "sparsity 83.3 %"));
   CHECK(read_text(folder / "a.gif").starts_with("GIF89a"));
-  REQUIRE(folder.run(kSmall + "--window 1x1x2 -o b.gif").code == 0);
+  REQUIRE(folder.run("generate " + kSmall + "--window 1x1x2 -o b.gif").code == 0);
   CHECK(read_text(folder / "a.gif") == read_text(folder / "b.gif"));
-  REQUIRE(folder.run(kSmall + "--window 1x1x2 -o b.gif --seed 2").code == 0);
+  REQUIRE(folder.run("generate " + kSmall + "--window 1x1x2 -o b.gif --seed 2").code == 0);
   CHECK(read_text(folder / "a.gif") != read_text(folder / "b.gif"));
 
-  const Outcome both = folder.run(kSmall + "--window 1x1x2 --dense-steps 1 --compare --json -o c.png");
+  const Outcome both = folder.run("generate " + kSmall + "--window 1x1x2 --dense-steps 1 --compare --json -o c.png");
   CHECK(both.code == 0);
   const auto json = nlohmann::json::parse(both.out);
   CHECK(json["result"]["step_seconds"].size() == 2);
@@ -153,7 +105,7 @@ TEST_CASE("clips") {
 
   // The whole canvas as the window is dense attention, seen from outside too.
   WindowTable(2, 2, 2, std::vector<Window>(8, Window{2, 2, 3})).save(folder / "table.json", slidetile::TableForm::kPublished);
-  const Outcome table = folder.run(kSmall + "--strategy table.json --compare --json -o d.gif");
+  const Outcome table = folder.run("generate " + kSmall + "--strategy table.json --compare --json -o d.gif");
   CHECK(table.code == 0);
   const auto psnr = nlohmann::json::parse(table.out)["psnr"];
   CHECK((psnr == "inf" || psnr.get<double>() > 50));
