@@ -58,7 +58,7 @@ else
   echo "compute-sanitizer: not found, skipped"
   checks+=('"sanitizer": "skipped"')
 fi
-run bench 400 "$build"/cli/slidetile bench --device cuda --json "$out/bench.json"
+run bench 400 "$build"/cli/slidetile bench --device cuda --seconds 1 --json "$out/bench.json"
 cat "$out/bench.log"
 
 commit=$(git rev-parse HEAD 2>/dev/null || cat COMMIT 2>/dev/null || echo "${COMMIT:-unknown}")
