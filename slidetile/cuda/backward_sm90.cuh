@@ -170,18 +170,9 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
                    : "r"(from)
                    : "memory");
     }
-    const auto begin_at = [&](float(&sums)[32], uint32_t terms) {
-      const auto* term = reinterpret_cast<const float2*>(shared + terms) + lane % 4;
-#pragma unroll
-      for (int j = 0; j < 8; ++j) {
-        const float2 t = term[4 * j];
-        sums[4 * j] = sums[4 * j + 2] = t.x;
-        sums[4 * j + 1] = sums[4 * j + 3] = t.y;
-      }
-    };
     const auto multiply_queries = [&](uint32_t stage) {
       const uint32_t left = operand(Shared::kK + half * 8192), right = operand(Shared::kQ + stage * Shared::kQueryTile);
-      if constexpr (kIsDeep) begin_at(s, Shared::kLse + stage * Shared::kRowTerms);
+      if constexpr (kIsDeep) begin_at(s, shared + Shared::kLse + stage * Shared::kRowTerms);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
@@ -196,7 +187,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     };
     const auto multiply_dout = [&](uint32_t stage) {
       const uint32_t left = operand(Shared::kV + half * 8192), right = operand(Shared::kDout + stage * Shared::kQueryTile);
-      if constexpr (kIsDeep) begin_at(dp, Shared::kDelta + stage * Shared::kRowTerms);
+      if constexpr (kIsDeep) begin_at(dp, shared + Shared::kDelta + stage * Shared::kRowTerms);
       wgmma_fence();
 #pragma unroll
       for (uint32_t k = 0; k < kDim / 16; ++k) {
@@ -244,8 +235,8 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       named_arrive(kSumsReady + stage, kConsumerThreads + 32);
     };
 
-    const auto make_weights = [&](uint32_t(&weights)[4][4], [[maybe_unused]] uint32_t stage) {
-      const auto* lse = reinterpret_cast<const float2*>(shared + Shared::kLse + stage * Shared::kRowTerms) + lane % 4;
+    const auto make_weights = [&](uint32_t(&weights)[4][4], uint32_t stage) {
+      [[maybe_unused]] const auto* lse = reinterpret_cast<const float2*>(shared + Shared::kLse + stage * Shared::kRowTerms) + lane % 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         if constexpr (kIsDeep) {
@@ -262,7 +253,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
     };
     // Of P there is only the packed form: in floats it would not fit beside dP.
     const auto make_scores = [&](uint32_t(&scores)[4][4], const uint32_t(&weights)[4][4], uint32_t stage) {
-      const auto* delta = reinterpret_cast<const float2*>(shared + Shared::kDelta + stage * Shared::kRowTerms) + lane % 4;
+      [[maybe_unused]] const auto* delta = reinterpret_cast<const float2*>(shared + Shared::kDelta + stage * Shared::kRowTerms) + lane % 4;
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         const uint32_t low = weights[j / 2][j % 2 * 2], high = weights[j / 2][j % 2 * 2 + 1];
@@ -313,7 +304,7 @@ __global__ void __launch_bounds__(kBackwardThreads, 1) backward_sm90(const __gri
       for (int32_t i = 0; i < steps; ++i, ++step) {
         const uint32_t stage = step & 1, parity = (step >> 1) & 1;
         if (i > 0) hear(stage ^ 1);
-        multiply_dq(stage ^ 1);  // of the step before; in the first step of whatever is there, and not used
+        multiply_dq(stage ^ 1);  // of the step before; in the first one of whatever is there, and not used
         barrier_wait(base + Shared::kDoutFull + 8 * stage, parity);
         multiply_dout(stage);
         add_product(dv, weights, dout_tile(stage));

@@ -95,6 +95,17 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kCount], float sc
   }
 }
 
+/// Begins an accumulator of 64 x 64 with the same 64 values in every row.
+__device__ __forceinline__ void begin_at(float (&sums)[32], const unsigned char* values) {
+  const auto* pair = reinterpret_cast<const float2*>(values) + threadIdx.x % 4;
+#pragma unroll
+  for (int j = 0; j < 8; ++j) {
+    const float2 value = pair[4 * j];
+    sums[4 * j] = sums[4 * j + 2] = value.x;
+    sums[4 * j + 1] = sums[4 * j + 3] = value.y;
+  }
+}
+
 /// The same value, but the compiler can't know it: what is made from it is not kept in registers from before.
 __device__ __forceinline__ uint32_t opaque(uint32_t value) {
   asm volatile("" : "+r"(value));
