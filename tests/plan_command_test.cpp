@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "program.h"
+#include "slidetile/device_plan.h"
 #include "slidetile/window.h"
 
 namespace slidetile {
@@ -58,6 +59,14 @@ TEST_CASE("JSON says what the library counts, for heads, extra tokens and blocks
   CHECK(json["blocks"]["full"] == counts.full);
   CHECK(json["blocks"]["partial"] == counts.partial);
   CHECK(json["blocks"]["empty"] == counts.empty);
+  const DeviceBlocks hopper = device_blocks(plan);
+  if (hopper.why_not.empty()) {
+    CHECK(json["hopper"]["query_block"] == to_string(hopper.query));
+    CHECK(json["hopper"]["key_rows"] == hopper.key_rows);
+    CHECK(json["hopper"]["multiplied_over_visible"].get<double>() >= 1);
+  } else {
+    CHECK(json["hopper"]["why_not"] == hopper.why_not);
+  }
   CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern full")["sparsity"] == 0);
   CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern clear --radius 1 --heads 7")["flops"].get<double>() == 4.0 * 64 * 128 * 7);
   CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern swin --window 4x4 --shift 0,2,2")["density"].get<double>() == 0.375 * 0.375);
@@ -69,7 +78,7 @@ TEST_CASE("the table and the help are for people") {
   const Folder folder;
   const Outcome table = folder.run("plan --canvas 30x48x80 --window 3x3x3 --after 256 --heads 24");
   CHECK(table.code == 0);
-  for (const char* part : {"sliding tile attention", "115,456", "sparsity", "speed-up", "28"})
+  for (const char* part : {"sliding tile attention", "115,456", "sparsity", "speed-up", "28", "on Hopper GPUs"})
     CHECK(table.out.find(part) != std::string::npos);
   const Outcome help = folder.run("plan --help");
   CHECK(help.code == 0);

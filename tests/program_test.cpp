@@ -101,6 +101,21 @@ TEST_CASE("kernels") {
     CHECK(kernel["device"] == "cpu");
     CHECK(kernel["can_run"] == kernel["reason"].get<std::string>().empty());
   }
+  // On a GPU: those that the library lists, each with the reason where it can't run here.
+  const Outcome cuda = folder.run("kernels --json --device cuda");
+  CHECK(cuda.code == 0);
+  std::vector<KernelInfo> listed = forward_kernels(DeviceType::kCuda);
+  for (const KernelInfo& kernel : backward_kernels(DeviceType::kCuda)) listed.push_back(kernel);
+  const nlohmann::json on_cuda = nlohmann::json::parse(cuda.out);
+  REQUIRE(on_cuda["kernels"].size() == listed.size());
+  const Outcome cuda_table = folder.run("kernels --device cuda");
+  for (size_t i = 0; i < listed.size(); ++i) {
+    CHECK(on_cuda["kernels"][i]["name"] == listed[i].name);
+    CHECK(on_cuda["kernels"][i]["reason"] == listed[i].reason);
+    CHECK(contains(cuda_table.out, listed[i].name));
+    CHECK(contains(cuda_table.out, listed[i].reason.empty() ? "can run" : "cannot run: " + listed[i].reason));
+  }
+  if (listed.empty()) CHECK(contains(cuda_table.out, "this build has no CUDA back end"));
   check_mistake(folder, "kernels --device tpu", "tpu");
 }
 
