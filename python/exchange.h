@@ -5,7 +5,7 @@
 
 namespace slidetile::python::exchange {
 
-// Layouts are DLPack's (major version 1); names that are not read are left out of words.
+// Layouts are those of DLPack, major version 1.
 struct Version {
   uint32_t major, minor;
 };
