@@ -1,6 +1,7 @@
 #include "bench/bench.h"
 
 #include <malloc.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -274,6 +275,22 @@ std::string processor_name() {
   return "unknown processor";
 }
 
+// While a case runs a terminal says which one.
+class CaseLine {
+ public:
+  CaseLine(const std::string& name, size_t number, size_t of) : shown_(isatty(STDERR_FILENO) != 0) {
+    if (shown_) std::fprintf(stderr, "\r\033[K%s, case %zu of %zu", name.c_str(), number, of);
+  }
+  CaseLine(const CaseLine&) = delete;
+  CaseLine& operator=(const CaseLine&) = delete;
+  ~CaseLine() {
+    if (shown_) std::fputs("\r\033[K", stderr);
+  }
+
+ private:
+  const bool shown_;
+};
+
 void print_case(const std::vector<BenchRow>& rows) {
   const BenchRow& first = rows.front();
   std::printf("\n%s: %s; %lld of %lld heads", first.case_name.c_str(), first.title.c_str(), static_cast<long long>(first.heads),
@@ -336,10 +353,15 @@ int run_bench(const BenchOptions& options) {
   require_kernel(options.kernel);
   const Machine machine{.device = "cpu", .name = processor_name(), .threads = default_executor().workers()};
   std::printf("%s, %d threads, commit %s\n", machine.name.c_str(), machine.threads, built_from());
+  std::fflush(stdout);
   std::vector<BenchRow> all;
-  for (const std::string& name : names) {
-    const BenchCase c = make_case(name, options.extent);
-    const std::vector<BenchRow> rows = c.pass == Pass::kBackward ? run_backward_case(c, options) : run_case(c, options, start);
+  for (size_t i = 0; i < names.size(); ++i) {
+    std::vector<BenchRow> rows;
+    {
+      const CaseLine line(names[i], i + 1, names.size());
+      const BenchCase c = make_case(names[i], options.extent);
+      rows = c.pass == Pass::kBackward ? run_backward_case(c, options) : run_case(c, options, start);
+    }
     if (rows.empty()) continue;
     print_case(rows);
     all.insert(all.end(), rows.begin(), rows.end());

@@ -1,7 +1,7 @@
 """What a call costs the host, eager: python bench/host_time.py [--json FILE]
 
-Microseconds a call while the device is behind: calls are queued and nothing waits for them. Attention as users call it, then its parts,
-then PyTorch's own attention beside it.
+Microseconds a call while the device is behind: calls are queued and nothing waits for them. Attention as users call it beside PyTorch's own
+in the same place, the difference (what it adds to a call), then its parts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ import slidetile.torch as st
 
 QUEUED = 50  # calls at a time: the device's queue takes all of them
 WARM = 3  # rounds
+CALLS = "", ", recording gradients", ", backward", ", forward and backward"
+OURS = tuple("attention" + call for call in CALLS)
+THEIRS = tuple("scaled_dot_product_attention" + call for call in CALLS)
 
 
 class Empty(torch.autograd.Function):
@@ -56,32 +59,34 @@ def parts(canvas: str, heads: int) -> dict[str, Callable[[], object]]:
     inputs = [x.clone().requires_grad_() for x in (q, k, v)]
     data, op = plan.tensor, torch.ops.slidetile
     out, lse = op.attention_forward(q, k, v, data, None, 0.0, "bshd", "")
-    described = tuple(st._describe(x) for x in (q, k, v, out, lse))
     targets = [torch.empty_like(q) for _ in range(3)]
-    gradients = (*described, *(st._describe(x) for x in (dout, *targets)))
-    room = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    call = ("bshd", 0.0, None, "", torch.cuda.current_stream().cuda_stream, lambda size: room.data_ptr())
-    saved, empty = st.attention(*inputs, plan, layout="bshd"), Empty.apply(*inputs, out)
-    swapped = [x.transpose(1, 2) for x in (q, k, v)]
+    call = (None, 0.0, "bshd", "")
 
-    def with_gradients():
-        torch.autograd.grad(st.attention(*inputs, plan, layout="bshd"), inputs, dout)
+    def ours(q, k, v):
+        return st.attention(q, k, v, plan, layout="bshd")
 
+    def theirs(q, k, v):  # as diffusers calls it
+        return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+    saved, saved_theirs, empty = ours(*inputs), theirs(*inputs), Empty.apply(*inputs, out)
     return {
-        "attention": lambda: st.attention(q, k, v, plan, layout="bshd"),
-        "attention, recording gradients": lambda: st.attention(*inputs, plan, layout="bshd"),
-        "its backward": lambda: torch.autograd.grad(saved, inputs, dout, retain_graph=True),
-        "attention and its backward": with_gradients,
+        OURS[0]: lambda: ours(q, k, v),
+        THEIRS[0]: lambda: theirs(q, k, v),
+        OURS[1]: lambda: ours(*inputs),
+        THEIRS[1]: lambda: theirs(*inputs),
+        OURS[2]: lambda: torch.autograd.grad(saved, inputs, dout, retain_graph=True),
+        THEIRS[2]: lambda: torch.autograd.grad(saved_theirs, inputs, dout, retain_graph=True),
+        OURS[3]: lambda: torch.autograd.grad(ours(*inputs), inputs, dout),
+        THEIRS[3]: lambda: torch.autograd.grad(theirs(*inputs), inputs, dout),
         "an empty function": lambda: Empty.apply(*inputs, out),
         "its backward, empty": lambda: torch.autograd.grad(empty, inputs, dout, retain_graph=True),
         "the operator, forward": lambda: op.attention_forward(q, k, v, data, None, 0.0, "bshd", ""),
         "the operator, backward": lambda: op.attention_backward(dout, q, k, v, out, lse, data, None, 0.0, "bshd", ""),
-        "the extension, forward": lambda: st._core.forward(described, plan.core, call),
-        "the extension, backward": lambda: st._core.backward(gradients, plan.core, call) or targets,
-        "results made": lambda: (torch.empty_like(q), st._lse_like(q, "bshd")),
-        "tensors described": lambda: tuple(st._describe(x) for x in (q, k, v, out, lse)),
-        "plan found": lambda: st._plan(data),
-        "scaled_dot_product_attention": lambda: F.scaled_dot_product_attention(*swapped),
+        "the extension, forward": lambda: st._call(st._core.forward, (q, k, v, out, lse), plan.core, call),
+        "the extension, backward": lambda: st._call(st._core.backward, (q, k, v, out, lse, dout, *targets), plan.core, call),
+        "results made, forward": lambda: (torch.empty_like(q), st._lse_like(q, "bshd")),
+        "results made, backward": lambda: [torch.empty_like(x) for x in (q, k, v)],
+        "plan found by its bytes": lambda: st._plan(data),
     }
 
 
@@ -95,11 +100,12 @@ def main() -> None:
     if not torch.cuda.is_available():
         parser.error("needs a GPU")
     times = microseconds(parts(options.canvas, options.heads), options.rounds)
-    for name, value in times.items():
-        print(f"{name:36} {value:8.1f} us")
+    added = {f"added{call}": times[ours] - times[theirs] for call, ours, theirs in zip(CALLS, OURS, THEIRS, strict=True)}
+    for name, value in (times | added).items():
+        print(f"{name:52} {value:8.1f} us")
     if options.json:
         stamp = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "canvas": options.canvas, "heads": options.heads}
-        options.json.write_text(json.dumps(stamp | {"microseconds": times}, indent=1) + "\n")
+        options.json.write_text(json.dumps(stamp | {"microseconds": times, "added_microseconds": added}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

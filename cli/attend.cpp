@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "commands.h"
+#include "options.h"
 #include "progress.h"
 #include "slidetile/attention.h"
 #include "slidetile/device_buffer.h"
@@ -56,14 +57,6 @@ struct Result {
   int64_t batch = 0, heads = 0, tokens = 0, head_dim = 0;
   DType dtype = DType::kF32;
 };
-
-Dim3 extents(const char* option, const std::string& text) {
-  try {
-    return dim3_from_string(text);
-  } catch (const Error& error) {
-    fail(error.code(), option, ": ", error.what());
-  }
-}
 
 Input load_input(const SafetensorsFile& file, const std::string& name, const AttendArguments& arguments, DType dtype) {
   const SafetensorsTensor& tensor = file.at(name);
@@ -259,22 +252,28 @@ constexpr const char* kFooter =
 void add_attend_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("attend", "Attention over q, k and v of a safetensors file");
   const auto arguments = std::make_shared<AttendArguments>();
-  command->add_option("IN", arguments->in, "File with q, k and v")->required();
-  command->add_option("OUT", arguments->out, "File to write: out and lse")->required();
-  command->add_option("--canvas", arguments->canvas, "The video's extent in tokens, e.g. 30x48x80")->required();
-  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str();
-  command->add_option("--window", arguments->window, "Window of all heads, in tiles, e.g. 3x3x3");
-  command->add_option("--strategy", arguments->strategy, "Windows per head: a strategy file, or 'hunyuan'; with --step and --layer");
-  command->add_option("--step", arguments->step, "Sampling step of the strategy, from 0");
-  command->add_option("--layer", arguments->layer, "Layer of the strategy, from 0");
-  command->add_option("--before", arguments->extra.before, "Extra tokens before the canvas")->capture_default_str();
-  command->add_option("--after", arguments->extra.after, "Extra tokens after the canvas")->capture_default_str();
-  command->add_option("--key-lengths", arguments->key_lengths, "Tokens in use for each batch item, e.g. 115300,115264")->delimiter(',');
-  command->add_option("--dtype", arguments->dtype, "Convert q, k and v, and write out, as f32, bf16 or f16 (default: as in IN)");
-  command->add_option("--kernel", arguments->kernel, "Kernel by name, see slidetile kernels (default: the best)");
-  command->add_option("--scale", arguments->scale, "Factor of the logits (default: 1 / sqrt(head_dim))");
-  command->add_option("--device", arguments->device, "Where to run: cpu or cuda")->capture_default_str();
-  command->add_option("--threads", arguments->threads, "Threads on cpu, 0 for all that this process may use")->capture_default_str();
+  command->add_option("IN", arguments->in, "File with q, k and v")->required()->type_name("FILE");
+  command->add_option("OUT", arguments->out, "File to write: out and lse")->required()->type_name("FILE");
+  command->add_option("--canvas", arguments->canvas, "The video's extent in tokens, e.g. 30x48x80")->required()->type_name("TxHxW");
+  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str()->type_name("TxHxW");
+  command->add_option("--window", arguments->window, "Window of all heads, in tiles, e.g. 3x3x3")->type_name("TxHxW");
+  command->add_option("--strategy", arguments->strategy, "Windows per head: a strategy file, or 'hunyuan'; with --step and --layer")
+      ->type_name("FILE");
+  command->add_option("--step", arguments->step, "Sampling step of the strategy, from 0")->type_name("N");
+  command->add_option("--layer", arguments->layer, "Layer of the strategy, from 0")->type_name("N");
+  command->add_option("--before", arguments->extra.before, "Extra tokens before the canvas")->capture_default_str()->type_name("N");
+  command->add_option("--after", arguments->extra.after, "Extra tokens after the canvas")->capture_default_str()->type_name("N");
+  command->add_option("--key-lengths", arguments->key_lengths, "Tokens in use for each batch item, e.g. 115300,115264")
+      ->delimiter(',')
+      ->option_text("N[,..]");
+  command->add_option("--dtype", arguments->dtype, "Convert q, k and v, and write out, as f32, bf16 or f16 (default: as in IN)")
+      ->type_name("NAME");
+  command->add_option("--kernel", arguments->kernel, "Kernel by name, see slidetile kernels (default: the best)")->type_name("NAME");
+  command->add_option("--scale", arguments->scale, "Factor of the logits (default: 1 / sqrt(head_dim))")->type_name("X");
+  command->add_option("--device", arguments->device, "Where to run: cpu or cuda")->capture_default_str()->type_name("NAME");
+  command->add_option("--threads", arguments->threads, "Threads on cpu, 0 for all that this process may use")
+      ->capture_default_str()
+      ->type_name("N");
   command->add_flag("--json", arguments->json, "Print the summary as JSON on the standard output");
   command->footer(kFooter);
   command->callback([arguments] {

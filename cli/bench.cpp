@@ -8,6 +8,7 @@
 
 #include "bench/cuda_cases.h"
 #include "commands.h"
+#include "options.h"
 
 namespace {
 
@@ -22,12 +23,6 @@ constexpr const char* kFooter =
     "  slidetile bench --case sta,sta_f32 --json bench.json\n"
     "  slidetile bench --device cuda --case 333,dense --kernel cuda.sm90 --json gpu.json";
 
-std::string joined(const std::vector<std::string>& names) {
-  std::string text;
-  for (const std::string& name : names) text += (text.empty() ? "" : ", ") + name;
-  return text;
-}
-
 }  // namespace
 
 void add_bench_command(CLI::App& app) {
@@ -40,16 +35,16 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--case", options->cases, "Only these cases, see below")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->type_name("NAME[,..]");
+      ->option_text("NAME[,..]");
   command->add_option("--kernel", options->kernel, "Only this kernel, see slidetile kernels")->type_name("NAME");
   command->add_option("--json", options->json, "Write the rows to this file too")->type_name("FILE");
   command->add_option("--device", options->device, "cpu or cuda")->capture_default_str()->type_name("DEVICE");
   command->add_option("--seconds", options->round_seconds, "On cuda: a round of launches is shorter than this")
       ->capture_default_str()
-      ->check(CLI::PositiveNumber)
+      ->check(CLI::Validator(CLI::PositiveNumber).description(""))
       ->type_name("S");
-  command->footer("Cases on cpu: " + joined(slidetile::bench::case_names()) +
-                  "\nCases on cuda: " + joined(slidetile::bench::cuda_case_names()) + kFooter);
+  command->footer("Cases on cpu:\n" + wrapped(slidetile::bench::case_names()) + "\nCases on cuda:\n" +
+                  wrapped(slidetile::bench::cuda_case_names()) + kFooter);
   command->callback([options, full] {
     options->extent = *full ? Extent::kFull : Extent::kQuick;
     if (const int result = slidetile::bench::run_bench(*options); result != 0) throw CLI::RuntimeError(result);

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "commands.h"
+#include "options.h"
 #include "picture.h"
 #include "progress.h"
 #include "slidetile/error.h"
@@ -45,14 +46,6 @@ struct GenerateArguments {
   int scale = 4;
   bool dense = false, compare = false, json = false;
 };
-
-Dim3 extents(const char* option, const std::string& text) {
-  try {
-    return dim3_from_string(text);
-  } catch (const Error& error) {
-    fail(error.code(), option, ": ", error.what());
-  }
-}
 
 // So that minutes of work do not end at a file that can't be written.
 void require_place_for(const std::string& path) {
@@ -249,9 +242,8 @@ void generate(GenerateArguments& arguments) {
 }
 
 std::string footer() {
-  std::string words;
-  for (const std::string& word : video::vocabulary()) words += (words.empty() ? "" : ", ") + word;
-  return "Sentences are those of the model's grammar: a SIZE COLOUR SHAPE MOTION [and a ...] [on BACKGROUND]. The words are\n" + words +
+  return "Sentences are those of the model's grammar: a SIZE COLOUR SHAPE MOTION [and a ...] [on BACKGROUND]. The words are\n" +
+         wrapped(video::vocabulary()) +
          ".\nThe same sentence, seed and options give the same clip. docs/video.md says what happens in between.\n\n"
          "Examples:\n"
          "  slidetile generate \"a small red circle moves left\" -o clip.mp4\n"
@@ -264,24 +256,34 @@ void add_generate_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("generate", "A sentence to a video");
   const auto arguments = std::make_shared<GenerateArguments>();
   command->add_option("SENTENCE", arguments->sentence, "What the clip shows")->required();
-  command->add_option("-o,--out", arguments->out, "File to write: .mp4, .gif, or .png (a sheet of all frames)")->required();
-  command->add_option("--model", arguments->generator.model, "Folder of the model (default: the one that comes with the project)");
-  command->add_option("--seed", arguments->seed, "Seed of the noise that the clip starts from")->capture_default_str();
-  command->add_option("--steps", arguments->steps, "Sampling steps")->capture_default_str();
-  command->add_option("--guidance", arguments->guidance, "How strongly the sentence is followed; 1 halves the work")->capture_default_str();
-  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str();
-  command->add_option("--window", arguments->window, std::string("Window of all heads, in tiles (default: ") + kDefaultWindow + ")");
-  command->add_option("--strategy", arguments->strategy, "Windows for each step, layer and head: a strategy file");
+  command->add_option("-o,--out", arguments->out, "File to write: .mp4, .gif, or .png (a sheet of all frames)")
+      ->required()
+      ->type_name("FILE");
+  command->add_option("--model", arguments->generator.model, "Folder of the model (default: the one that comes with the project)")
+      ->type_name("FOLDER");
+  command->add_option("--seed", arguments->seed, "Seed of the noise that the clip starts from")->capture_default_str()->type_name("N");
+  command->add_option("--steps", arguments->steps, "Sampling steps")->capture_default_str()->type_name("N");
+  command->add_option("--guidance", arguments->guidance, "How strongly the sentence is followed; 1 halves the work")
+      ->capture_default_str()
+      ->type_name("X");
+  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str()->type_name("TxHxW");
+  command->add_option("--window", arguments->window, std::string("Window of all heads, in tiles (default: ") + kDefaultWindow + ")")
+      ->type_name("TxHxW");
+  command->add_option("--strategy", arguments->strategy, "Windows for each step, layer and head: a strategy file")->type_name("FILE");
   command->add_flag("--dense", arguments->dense, "Every token reads every token");
-  command->add_option("--dense-steps", arguments->dense_steps, "So many first steps are dense")->capture_default_str();
+  command->add_option("--dense-steps", arguments->dense_steps, "So many first steps are dense")->capture_default_str()->type_name("N");
   command->add_flag("--compare", arguments->compare, "Also dense from the same seed: both side by side, and how they differ");
-  command->add_option("--extent", arguments->extent, "Frames, height and width in pixels")->capture_default_str();
-  command->add_option("--scale", arguments->scale, "Each pixel becomes so many, squared")->capture_default_str();
-  command->add_option("--scaling", arguments->scaling, "nearest or lanczos")->capture_default_str();
-  command->add_option("--fps", arguments->frames_per_second, "Frames a second")->capture_default_str();
-  command->add_option("--device", arguments->generator.device, "cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--dtype", arguments->generator.dtype, "Weights and activations: f32, bf16, f16, or auto")->capture_default_str();
-  command->add_option("--threads", arguments->generator.threads, "Threads, 0 for all that this process may use")->capture_default_str();
+  command->add_option("--extent", arguments->extent, "Frames, height and width in pixels")->capture_default_str()->type_name("TxHxW");
+  command->add_option("--scale", arguments->scale, "Each pixel becomes so many, squared")->capture_default_str()->type_name("N");
+  command->add_option("--scaling", arguments->scaling, "nearest or lanczos")->capture_default_str()->type_name("NAME");
+  command->add_option("--fps", arguments->frames_per_second, "Frames a second")->capture_default_str()->type_name("X");
+  command->add_option("--device", arguments->generator.device, "cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
+  command->add_option("--dtype", arguments->generator.dtype, "Weights and activations: f32, bf16, f16, or auto")
+      ->capture_default_str()
+      ->type_name("NAME");
+  command->add_option("--threads", arguments->generator.threads, "Threads, 0 for all that this process may use")
+      ->capture_default_str()
+      ->type_name("N");
   command->add_flag("--json", arguments->json, "Print the figures as JSON");
   command->footer(footer());
   command->callback([arguments] { generate(*arguments); });

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "commands.h"
+#include "options.h"
 #include "progress.h"
 #include "slidetile/error.h"
 #include "slidetile/file.h"
@@ -78,9 +79,9 @@ void run(JudgeArguments& arguments) {
   if (arguments.clips > 0 && static_cast<size_t>(arguments.clips) < request.sentences.size()) {
     request.sentences.resize(static_cast<size_t>(arguments.clips));
   }
-  request.extent = dim3_from_string(arguments.extent);
-  request.pattern.tile = dim3_from_string(arguments.tile);
-  if (!arguments.window.empty()) request.pattern.window = dim3_from_string(arguments.window);
+  request.extent = extents("--extent", arguments.extent);
+  request.pattern.tile = extents("--tile", arguments.tile);
+  if (!arguments.window.empty()) request.pattern.window = extents("--window", arguments.window);
   Judgement judgement;
   {
     Progress progress("judge");
@@ -104,19 +105,21 @@ void add_judge_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("judge", "Score a text-to-video model on held-out sentences");
   const auto arguments = std::make_shared<JudgeArguments>();
   JudgeRequest& request = arguments->request;
-  command->add_option("--model", request.model, "The model's folder")->required();
-  command->add_option("--captions", arguments->captions, "File of sentences, one a line")->capture_default_str();
-  command->add_option("--clips", arguments->clips, "Only so many of the sentences, 0 for all")->capture_default_str();
-  command->add_option("--extent", arguments->extent, "Frames, height and width in pixels")->capture_default_str();
-  command->add_option("--steps", request.steps, "Sampling steps")->capture_default_str();
-  command->add_option("--guidance", request.guidance, "Weight of the sentence, 1 for none beyond the model's own")->capture_default_str();
-  command->add_option("--seed", request.seed, "Seed of the first clip; each next has the next")->capture_default_str();
-  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str();
-  command->add_option("--window", arguments->window, "Window of all heads, in tiles (default: dense)");
-  command->add_option("--batch", request.batch, "Clips at once")->capture_default_str();
-  command->add_option("--device", request.device, "cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--threads", request.threads, "Threads, 0 for all that this process may use")->capture_default_str();
-  command->add_option("--json", arguments->json, "Write the score to this file too");
+  command->add_option("--model", request.model, "The model's folder")->required()->type_name("FOLDER");
+  command->add_option("--captions", arguments->captions, "File of sentences, one a line")->capture_default_str()->type_name("FILE");
+  command->add_option("--clips", arguments->clips, "Only so many of the sentences, 0 for all")->capture_default_str()->type_name("N");
+  command->add_option("--extent", arguments->extent, "Frames, height and width in pixels")->capture_default_str()->type_name("TxHxW");
+  command->add_option("--steps", request.steps, "Sampling steps")->capture_default_str()->type_name("N");
+  command->add_option("--guidance", request.guidance, "Weight of the sentence, 1 for none beyond the model's own")
+      ->capture_default_str()
+      ->type_name("X");
+  command->add_option("--seed", request.seed, "Seed of the first clip; each next has the next")->capture_default_str()->type_name("N");
+  command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str()->type_name("TxHxW");
+  command->add_option("--window", arguments->window, "Window of all heads, in tiles (default: dense)")->type_name("TxHxW");
+  command->add_option("--batch", request.batch, "Clips at once")->capture_default_str()->type_name("N");
+  command->add_option("--device", request.device, "cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
+  command->add_option("--threads", request.threads, "Threads, 0 for all that this process may use")->capture_default_str()->type_name("N");
+  command->add_option("--json", arguments->json, "Write the score to this file too")->type_name("FILE");
   command->footer(kFooter);
   command->callback([arguments] { run(*arguments); });
 }

@@ -81,7 +81,9 @@ void print_table(const std::vector<Listed>& list, const std::string& asked) {
 void add_kernels_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("kernels", "List the attention kernels: what can run here, and why the rest can't");
   const auto arguments = std::make_shared<KernelsArguments>();
-  command->add_option("--device", arguments->device, "Only those of this device: cpu or cuda")->check(CLI::IsMember({"cpu", "cuda"}));
+  command->add_option("--device", arguments->device, "Only those of this device: cpu or cuda")
+      ->check(CLI::IsMember({"cpu", "cuda"}))
+      ->option_text("NAME");
   command->add_flag("--json", arguments->json, "Print JSON: kernels, each with device, pass, name, can_run, reason, by_name_only");
   command->footer("Example: slidetile kernels --device cpu");
   command->callback([arguments] {

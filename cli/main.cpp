@@ -41,13 +41,14 @@ void start_with_patient_threads(char** argv) {
 }
 
 void add_commands(CLI::App& app) {
-  add_bench_command(app);
   add_plan_command(app);
   add_kernels_command(app);
   add_attend_command(app);
+  add_bench_command(app);
   add_generate_command(app);
   add_train_command(app);
   add_judge_command(app);
+  for (CLI::App* command : app.get_subcommands({})) command->group("Commands");
 }
 
 int run(int argc, char** argv) {
@@ -57,7 +58,12 @@ int run(int argc, char** argv) {
   app.set_help_flag("-h,--help", "Print this help");
   app.require_subcommand(0, 1);  // a missing command is told after unknown arguments
   app.get_formatter()->column_width(34);
-  app.footer("Each command has its own help.\nExample: slidetile attend --help");
+  app.get_formatter()->label("SUBCOMMAND", "COMMAND");
+  app.footer(
+      "slidetile COMMAND --help says more. A mistake is one line on the standard error and exit code 2.\n\n"
+      "Examples:\n"
+      "  slidetile plan --canvas 30x48x80 --window 3x3x3\n"
+      "  slidetile generate \"a small red circle moves left\" -o clip.mp4");
   try {
     add_commands(app);
     app.parse(argc, argv);

@@ -12,8 +12,9 @@
 #include <vector>
 
 #include "commands.h"
+#include "options.h"
 #include "plan_picture.h"
-#include "slidetile/device_plan.h"
+#include "plan_report.h"
 #include "slidetile/error.h"
 #include "slidetile/file.h"
 #include "slidetile/window.h"
@@ -54,7 +55,7 @@ const Pattern& pattern_of(const PlanArguments& arguments) {
   for (const Pattern& pattern : kPatterns) {
     if (arguments.pattern == pattern.name) return pattern;
   }
-  fail(ErrorCode::kInvalidArgument, "pattern: got '", arguments.pattern, "', expected sta, full, natten, clear or swin");
+  fail(ErrorCode::kInvalidArgument, "--pattern: got '", arguments.pattern, "', expected sta, full, natten, clear or swin");
 }
 
 void check_options(const PlanArguments& arguments, const Pattern& pattern) {
@@ -72,16 +73,16 @@ void check_options(const PlanArguments& arguments, const Pattern& pattern) {
   require(pattern.name != std::string("swin") || arguments.windows.size() == 1, "pattern swin takes one window for all heads, got ",
           arguments.windows.size());
   const auto windows = static_cast<int64_t>(std::max<size_t>(arguments.windows.size(), 1));
-  require(arguments.heads >= 0 && (windows == 1 || arguments.heads == 0 || arguments.heads == windows), "heads: got ", arguments.heads,
+  require(arguments.heads >= 0 && (windows == 1 || arguments.heads == 0 || arguments.heads == windows), "--heads: got ", arguments.heads,
           " and ", windows, " windows, expected one window for all heads or one per head");
-  require(arguments.head_dim >= 1 && arguments.head_dim <= 256, "head_dim: got ", arguments.head_dim, ", expected 1 to 256");
+  require(arguments.head_dim >= 1 && arguments.head_dim <= 256, "--head-dim: got ", arguments.head_dim, ", expected 1 to 256");
 }
 
 std::array<bool, 3> causal_axes(const std::string& text) {
   std::array<bool, 3> causal{};
   for (const char axis : text) {
     const size_t at = std::string_view("thw").find(axis);
-    require(at != std::string_view::npos, "causal: got '", text, "', expected axes out of t, h and w, for example t or thw");
+    require(at != std::string_view::npos, "--causal: got '", text, "', expected axes out of t, h and w, for example t or thw");
     causal[at] = true;
   }
   return causal;
@@ -90,15 +91,15 @@ std::array<bool, 3> causal_axes(const std::string& text) {
 /// Where a window is a mistake, says so: the planners themselves take larger ones.
 Plan make_plan(const PlanArguments& arguments, const Grid& grid) {
   std::vector<Dim3> windows;
-  for (const std::string& text : arguments.windows) windows.push_back(dim3_from_string(text));
+  for (const std::string& text : arguments.windows) windows.push_back(extents("--window", text));
   if (arguments.pattern == "sta") {
     for (const Window& window : windows) require_fits(window, grid);
     return sliding_tile_plan(grid, windows, arguments.extra);
   }
   if (arguments.pattern == "natten") {
     NattenWindow each{.causal = causal_axes(arguments.causal)};
-    if (!arguments.stride.empty()) each.stride = dim3_from_string(arguments.stride);
-    if (!arguments.dilation.empty()) each.dilation = dim3_from_string(arguments.dilation);
+    if (!arguments.stride.empty()) each.stride = extents("--stride", arguments.stride);
+    if (!arguments.dilation.empty()) each.dilation = extents("--dilation", arguments.dilation);
     std::vector<NattenWindow> token_windows(windows.size(), each);
     for (size_t head = 0; head < windows.size(); ++head) token_windows[head].window = windows[head];
     return natten_plan(grid, token_windows, arguments.extra);
@@ -114,95 +115,16 @@ Plan make_plan(const PlanArguments& arguments, const Grid& grid) {
   return full_plan(grid, arguments.extra);
 }
 
-/// Pairs of tiles by how much of them is visible.
-struct TilePairs {
-  double full = 0, mixed = 0, all = 0;  // numbers of pairs
-};
-
 struct Blocks {
   int64_t query = 0, key = 0;
   BlockCounts counts;
 };
 
-struct Report {
-  int64_t heads = 1;
-  double density = 0, flops = 0, backward_flops = 0, dense_flops = 0;
-  double touched = 0;        // pairs of tokens in the tiles that rows list, as a fraction of all
-  TilePairs canvas, centre;  // all query tiles and heads; the row of the tile at the canvas's centre, over heads
-  double keys_mean = 0;      // key tiles of a canvas tile's row
-  int64_t keys_least = 0, keys_most = 0;
-  int64_t bytes = 0;
-  std::optional<Blocks> blocks;  // as --block asks
-  DeviceBlocks on_hopper;
-  double hopper_waste = 0;  // pairs that it multiplies, as a multiple of the visible ones
-};
-
-int64_t bytes_of(const Plan& plan) {
-  const auto bytes = [](const auto& values) {
-    return static_cast<int64_t>(values.size() * sizeof(values[0]));
-  };
-  const auto of_tiling = [&](const Tiling& tiling) {
-    return bytes(tiling.tile_begin) + bytes(tiling.token);
-  };
-  return of_tiling(plan.query) + of_tiling(plan.key) + bytes(plan.head_class) + bytes(plan.row_of) + bytes(plan.row_begin) +
-         bytes(plan.key_tile) + bytes(plan.mask_of) + bytes(plan.mask_begin) + bytes(plan.mask_words);
-}
-
 std::optional<Blocks> blocks_of(const Plan& plan, const PlanArguments& arguments) {
   if (arguments.block.empty()) return std::nullopt;
-  const Dim3 extent = dim3_from_string(arguments.block);
-  require(extent.t == 1, "block: got '", arguments.block, "', expected query slots x key slots, for example 64x128");
+  const Dim3 extent = extents("--block", arguments.block);
+  require(extent.t == 1, "--block: got '", arguments.block, "', expected query slots x key slots, for example 64x128");
   return Blocks{extent.h, extent.w, count_blocks(plan, extent.h, extent.w)};
-}
-
-Report report_on(const Plan& plan, const PlanArguments& arguments) {
-  Report report;
-  const Grid& grid = plan.query.grid;
-  report.heads = arguments.heads > 0 ? arguments.heads : plan.heads();
-  report.density = density(plan);
-  report.flops = forward_flops(plan, report.heads, arguments.head_dim);
-  report.backward_flops = backward_flops(plan, report.heads, arguments.head_dim);
-  report.dense_flops = report.flops / std::max(report.density, 1e-300);
-  report.bytes = bytes_of(plan);
-  report.blocks = blocks_of(plan, arguments);
-  report.on_hopper = device_blocks(plan);
-  report.hopper_waste = report.on_hopper.pairs / std::max(static_cast<double>(visible_pairs(plan, plan.heads())), 1.0);
-
-  struct Row {
-    double entries = 0, masked = 0, tokens = 0;
-  };
-  std::vector<Row> rows(static_cast<size_t>(plan.rows()));
-  for (int32_t row = 0; row < plan.rows(); ++row) {
-    Row& sums = rows[static_cast<size_t>(row)];
-    for (int64_t entry = plan.row_first(row); entry < plan.row_last(row); ++entry) {
-      ++sums.entries;
-      sums.masked += plan.mask(entry) >= 0;
-      sums.tokens += plan.key.tile_size(plan.key_tile[static_cast<size_t>(entry)]);
-    }
-  }
-  const Dim3 n = grid.tiles();
-  const int32_t centre = grid.tile_index({n.t / 2, n.h / 2, n.w / 2});
-  report.keys_least = plan.key.tiles();
-  const auto tiles = static_cast<double>(plan.key.tiles());
-  for (int32_t head = 0; head < plan.heads(); ++head) {
-    for (int32_t tile = 0; tile < plan.query.tiles(); ++tile) {
-      const Row& row = rows[static_cast<size_t>(plan.row(head, tile))];
-      const auto add_to = [&](TilePairs& pairs) {
-        pairs.full += row.entries - row.masked;
-        pairs.mixed += row.masked;
-        pairs.all += tiles;
-      };
-      add_to(report.canvas);
-      if (tile == centre) add_to(report.centre);
-      report.touched += row.tokens * plan.query.tile_size(tile);
-      if (tile >= grid.tile_count()) continue;
-      report.keys_mean += row.entries / (static_cast<double>(plan.heads()) * grid.tile_count());
-      report.keys_least = std::min(report.keys_least, static_cast<int64_t>(row.entries));
-      report.keys_most = std::max(report.keys_most, static_cast<int64_t>(row.entries));
-    }
-  }
-  report.touched /= static_cast<double>(plan.heads()) * static_cast<double>(plan.query.tokens()) * static_cast<double>(plan.key.tokens());
-  return report;
 }
 
 std::string printed(const char* format, double value) {
@@ -226,12 +148,6 @@ std::string size_text(int64_t bytes) {
   return printed("%.1f MiB", static_cast<double>(bytes) / (1024.0 * 1024));
 }
 
-std::string joined(const std::vector<std::string>& parts) {
-  std::string text;
-  for (const std::string& part : parts) text += (text.empty() ? "" : ", ") + part;
-  return text;
-}
-
 std::string shift_text(const PlanArguments& arguments) {
   return std::to_string(arguments.shift[0]) + "," + std::to_string(arguments.shift[1]) + "," + std::to_string(arguments.shift[2]);
 }
@@ -252,7 +168,7 @@ std::string title_of(const PlanArguments& arguments, const Grid& grid) {
   return title;
 }
 
-void print_table(const Plan& plan, const PlanArguments& arguments, const Report& report) {
+void print_table(const Plan& plan, const PlanArguments& arguments, const PlanReport& report) {
   const Grid& grid = plan.query.grid;
   const auto line = [](const char* name, const std::string& value) {
     std::printf("  %-26s%s\n", name, value.c_str());
@@ -286,7 +202,7 @@ void print_table(const Plan& plan, const PlanArguments& arguments, const Report&
                              count(report.canvas.all - report.canvas.full - report.canvas.mixed) + " empty");
   line("  over the canvas", shares(report.canvas));
   line("  of the centre tile", shares(report.centre));
-  if (const std::optional<Blocks>& blocks = report.blocks) {
+  if (const std::optional<Blocks> blocks = blocks_of(plan, arguments)) {
     line(("blocks of " + arguments.block).c_str(), grouped(blocks->counts.full) + " full, " + grouped(blocks->counts.partial) +
                                                        " partial, " + grouped(blocks->counts.empty) + " empty");
   }
@@ -299,7 +215,7 @@ void print_table(const Plan& plan, const PlanArguments& arguments, const Report&
                    grouped(plan.masks()) + " masks");
 }
 
-void print_json(const Plan& plan, const PlanArguments& arguments, const Report& report) {
+void print_json(const Plan& plan, const PlanArguments& arguments, const PlanReport& report) {
   const Grid& grid = plan.query.grid;
   nlohmann::ordered_json json{{"pattern", arguments.pattern}, {"canvas", to_string(grid.canvas())}, {"tile", to_string(grid.tile())}};
   if (!arguments.windows.empty()) json["window"] = arguments.windows;
@@ -328,7 +244,7 @@ void print_json(const Plan& plan, const PlanArguments& arguments, const Report& 
   json["full_tile_pairs"] = static_cast<int64_t>(report.canvas.full);
   json["partial_tile_pairs"] = static_cast<int64_t>(report.canvas.mixed);
   json["empty_tile_pairs"] = static_cast<int64_t>(report.canvas.all - report.canvas.full - report.canvas.mixed);
-  if (const std::optional<Blocks>& blocks = report.blocks) {
+  if (const std::optional<Blocks> blocks = blocks_of(plan, arguments)) {
     json["blocks"] = {{"query", blocks->query},
                       {"key", blocks->key},
                       {"full", blocks->counts.full},
@@ -371,9 +287,9 @@ void run(const PlanArguments& arguments) {
   require(!arguments.png.empty() || arguments.query.empty(), "--query is of the picture: give --png too");
   require(!arguments.png.empty() || arguments.head == 0, "--head is of the picture: give --png too");
   if (!arguments.png.empty()) require_writable(arguments.png);
-  const Grid grid(dim3_from_string(arguments.canvas), dim3_from_string(arguments.tile));
+  const Grid grid(extents("--canvas", arguments.canvas), extents("--tile", arguments.tile));
   const Plan plan = make_plan(arguments, grid);
-  const Report report = report_on(plan, arguments);
+  const PlanReport report = report_on(plan, arguments.heads, arguments.head_dim);
   if (!arguments.png.empty()) draw(plan, arguments);
   if (arguments.json) {
     print_json(plan, arguments, report);
@@ -411,12 +327,15 @@ void add_plan_command(CLI::App& app) {
                    "sta: in tiles; natten, swin: in tokens. One for all heads, or one per head: 3x3x3,1x6x10")
       ->delimiter(',')
       ->allow_extra_args(false)
-      ->type_name("TxHxW[,..]");
+      ->option_text("TxHxW[,..]");
   command->add_option("--stride", arguments->stride, "natten: queries that share a window, in tokens")->type_name("TxHxW");
   command->add_option("--dilation", arguments->dilation, "natten: distance of the keys, in tokens")->type_name("TxHxW");
   command->add_option("--causal", arguments->causal, "natten: axes without later keys, e.g. t")->type_name("AXES");
   command->add_option("--radius", arguments->radius, "clear: a token sees those nearer than this, in tokens")->type_name("R");
-  command->add_option("--shift", arguments->shift, "swin: shift of the windows in tokens")->delimiter(',')->expected(3)->type_name("T,H,W");
+  command->add_option("--shift", arguments->shift, "swin: shift of the windows in tokens")
+      ->delimiter(',')
+      ->expected(3)
+      ->option_text("T,H,W");
   command->add_option("--before", arguments->extra.before, "Extra tokens before the canvas")->capture_default_str()->type_name("N");
   command->add_option("--after", arguments->extra.after, "Extra tokens after the canvas")->capture_default_str()->type_name("N");
   command->add_option("--heads", arguments->heads, "Heads that the FLOPs are of (default: one per window)")->type_name("N");
@@ -428,7 +347,7 @@ void add_plan_command(CLI::App& app) {
   command->add_option("--query", arguments->query, "The query token of the picture (default: the centre)")
       ->delimiter(',')
       ->expected(3)
-      ->type_name("T,H,W");
+      ->option_text("T,H,W");
   command->add_option("--head", arguments->head, "The head of the picture, from 0")->capture_default_str()->type_name("N");
   command->footer(kFooter);
   command->callback([arguments] { run(*arguments); });

@@ -85,17 +85,20 @@ void add_train_command(CLI::App& app) {
   const auto arguments = std::make_shared<TrainArguments>();
   TrainRequest& request = arguments->request;
   request.config = default_train_config();
-  command->add_option("--out", request.out, "Folder to write to");
-  command->add_option("--config", arguments->config, "JSON file with model, rates and stages (default: the model that ships)");
-  command->add_option("--minutes", arguments->minutes, "Stretch the stages to so many minutes in all");
-  command->add_option("--from", request.from, "Folder of a model to start with (default: random weights)");
+  command->add_option("--out", request.out, "Folder to write to")->type_name("FOLDER");
+  command->add_option("--config", arguments->config, "JSON file with model, rates and stages (default: the model that ships)")
+      ->type_name("FILE");
+  command->add_option("--minutes", arguments->minutes, "Stretch the stages to so many minutes in all")->type_name("X");
+  command->add_option("--from", request.from, "Folder of a model to start with (default: random weights)")->type_name("FOLDER");
   command->add_flag("--resume", arguments->resume, "Go on from the last checkpoint in OUT");
   command->add_flag("--print-config", arguments->print_config, "Print the config and stop");
-  command->add_option("--device", request.device, "cpu, cuda or cuda:N")->capture_default_str();
-  command->add_option("--threads", request.threads, "Threads, 0 for all that this process may use")->capture_default_str();
-  command->add_option("--log-every", request.log_every, "Steps between rows of the log")->capture_default_str();
-  command->add_option("--reversal-every", request.reversal_every, "Steps between tests with the opposite direction")->capture_default_str();
-  command->add_option("--checkpoint-every", request.checkpoint_every, "Steps between checkpoints")->capture_default_str();
+  command->add_option("--device", request.device, "cpu, cuda or cuda:N")->capture_default_str()->type_name("NAME");
+  command->add_option("--threads", request.threads, "Threads, 0 for all that this process may use")->capture_default_str()->type_name("N");
+  command->add_option("--log-every", request.log_every, "Steps between rows of the log")->capture_default_str()->type_name("N");
+  command->add_option("--reversal-every", request.reversal_every, "Steps between tests with the opposite direction")
+      ->capture_default_str()
+      ->type_name("N");
+  command->add_option("--checkpoint-every", request.checkpoint_every, "Steps between checkpoints")->capture_default_str()->type_name("N");
   command->footer(kFooter);
   command->callback([arguments] { run(*arguments); });
 }

@@ -13,6 +13,7 @@ slidetile_rule(rules_catch bash tests/rules_test.sh)
 slidetile_rule(headers_alone ${CMAKE_COMMAND} --build ${PROJECT_BINARY_DIR} --target all_verify_interface_header_sets)
 if(SLIDETILE_HAS_CUDA)
   slidetile_rule(ptxas bash tools/check_ptxas.sh ${PROJECT_BINARY_DIR})
+  slidetile_rule(device_code bash tools/check_device_code.sh ${PROJECT_BINARY_DIR})
 endif()
 # Without optimisation every inline function leaves a weak symbol.
 if(CMAKE_BUILD_TYPE STREQUAL "Release")

@@ -21,7 +21,8 @@ torch.manual_seed(0)
 width = (
     {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 4} if gpu else {"num_attention_heads": 2, "ffn_dim": 128, "num_layers": 2}
 )
-transformer = WanTransformer3DModel(attention_head_dim=128 if gpu else 32, text_dim=64, **width).to(device, dtype).eval()
+with torch.device(device):
+    transformer = WanTransformer3DModel(attention_head_dim=128 if gpu else 32, text_dim=64, **width).to(dtype).eval()
 scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 pipe = WanPipeline(tokenizer=None, text_encoder=None, vae=None, transformer=transformer, scheduler=scheduler)
 pipe.set_progress_bar_config(disable=True)

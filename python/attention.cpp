@@ -20,13 +20,14 @@ Layout layout_of(const std::string& name) {
 }
 
 // What a call has beside its tensors, as one tuple: (layout, scale, key_lengths, kernel, stream, allocate). `allocate(bytes)` returns the
-// address of device memory and keeps it alive for the call.
+// address of device memory and keeps it alive for the call; None is the tensor type's allocator, on its current stream.
 struct Call {
   Layout layout = Layout::kBhsd;
   AttentionOptions options;
   std::string kernel;
   ArrayArg lengths;
   nb::object allocate;
+  Workspace workspace;
 
   explicit Call(const nb::tuple& tuple) {
     require(tuple.size() == 6, "call: ", tuple.size(), " elements, expected 6");
@@ -34,7 +35,7 @@ struct Call {
     options.scale = nb::cast<float>(tuple[1]);
     if (!tuple[2].is_none()) {
       lengths = array_from(tuple[2], "key_lengths", Access::kRead);
-      require(std::strcmp(lengths.dtype, "i32") == 0 && lengths.shape.size() == 1, "key_lengths: expected one axis of int32");
+      require(std::strcmp(lengths.dtype, "i32") == 0 && lengths.axes == 1, "key_lengths: expected one axis of int32");
       require(lengths.shape[0] <= 1 || lengths.strides[0] == 1, "key_lengths: expected contiguous numbers");
       options.key_lengths = {static_cast<const int32_t*>(lengths.data), static_cast<size_t>(lengths.shape[0])};
     }
@@ -49,10 +50,16 @@ struct Call {
             to_string(device));
   }
 
-  void reserve(int64_t bytes) {
+  void reserve(int64_t bytes, const Device& device) {
     if (bytes <= 0) return;
-    require(!allocate.is_none(), "this kernel needs ", bytes, " bytes of device memory, and no allocator was given");
-    options.workspace = {reinterpret_cast<std::byte*>(nb::cast<uintptr_t>(allocate(bytes))), static_cast<size_t>(bytes)};
+    std::byte* data = nullptr;
+    if (!allocate.is_none()) {
+      data = reinterpret_cast<std::byte*>(nb::cast<uintptr_t>(allocate(bytes)));
+    } else {
+      require(workspace.allocate(bytes, device), "this kernel needs ", bytes, " bytes of device memory, and no allocator was given");
+      data = workspace.data();
+    }
+    options.workspace = {data, static_cast<size_t>(bytes)};
   }
 };
 
@@ -73,7 +80,7 @@ void forward(const nb::tuple& arrays, const PlanPtr& plan, const nb::tuple& call
   }
   call.check_lengths(tensors.q.device);
   const PlanView view = plan->view(tensors.q.device);
-  if (tensors.q.device.type == DeviceType::kCuda) call.reserve(forward_workspace_bytes(tensors, view, call.options));
+  if (tensors.q.device.type == DeviceType::kCuda) call.reserve(forward_workspace_bytes(tensors, view, call.options), tensors.q.device);
   const nb::gil_scoped_release release;
   attention_forward(tensors, view, call.options);
 }
@@ -99,7 +106,7 @@ void backward(const nb::tuple& arrays, const PlanPtr& plan, const nb::tuple& cal
   const Device device = tensors.q.device;
   call.check_lengths(device);
   const PlanView transposed = plan->transposed_view(device), view = plan->view(device);
-  if (device.type == DeviceType::kCuda) call.reserve(backward_workspace_bytes(tensors, view, transposed, call.options));
+  if (device.type == DeviceType::kCuda) call.reserve(backward_workspace_bytes(tensors, view, transposed, call.options), device);
   const nb::gil_scoped_release release;
   attention_backward(tensors, view, transposed, call.options);
 }

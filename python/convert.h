@@ -5,6 +5,7 @@
 #include <nanobind/ndarray.h>
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -13,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "exchange.h"
 #include "slidetile/grid.h"
 #include "slidetile/plan.h"
 #include "slidetile/tensor.h"
@@ -59,23 +61,40 @@ std::vector<uint8_t> to_bytes(const Plan& plan);
 PlanPtr plan_from_bytes(std::span<const uint8_t> bytes, Check check);
 PlanPtr remember(Plan plan);
 
-/// An array argument. Python passes a DLPack object, or the tuple (address, dtype, device, shape, strides) where device is -1 for the
-/// host and strides are in elements.
+/// An array argument. Python passes a tensor of the type that it named to `use_tensor_type`, a DLPack object, or the tuple (address,
+/// dtype, device, shape, strides) where device is -1 for the host and strides are in elements.
 struct ArrayArg {
   void* data = nullptr;
   const char* dtype = "";  // "f32", "bf16", "f16", "i32", "u8", "other"
   Device device;
-  std::vector<int64_t> shape, strides;
-  nb::object owner;  // keeps data alive during the call
+  size_t axes = 0;
+  std::array<int64_t, 4> shape{}, strides{};  // of the first four
+  nb::object owner;                           // keeps data alive during the call
 };
 enum class Access { kRead, kWrite };
 ArrayArg array_from(nb::handle object, const char* name, Access access);
+
+/// Device memory for one call, from the library of the tensor type: its allocator and its current stream.
+class Workspace {
+ public:
+  Workspace() = default;
+  ~Workspace();
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  /// False where no tensor type was named.
+  bool allocate(int64_t bytes, const Device& device);
+  std::byte* data() const noexcept;
+
+ private:
+  exchange::ManagedTensor* tensor_ = nullptr;
+};
 
 /// [batch, heads, tokens, head_dim] view of an array of four axes in the given order.
 TensorView tensor_view(const ArrayArg& array, const char* name, Layout layout);
 /// f32 [batch, heads, tokens] as [batch, heads, tokens, 1].
 TensorView lse_view(const ArrayArg& array, const char* name);
 
+void bind_arrays(nb::module_& module);
 void bind_plans(nb::module_& module);
 void bind_attention(nb::module_& module);
 void bind_tables(nb::module_& module);

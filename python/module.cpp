@@ -35,6 +35,7 @@ NB_MODULE(_core, module) {
   module.doc() = "Sliding tile attention: the C++ library as slidetile's Python files use it.";
   nb::set_leak_warnings(false);  // plans in Python's caches live until the interpreter ends
   nb::register_exception_translator(slidetile::python::translate);
+  slidetile::python::bind_arrays(module);
   slidetile::python::bind_plans(module);
   slidetile::python::bind_attention(module);
   slidetile::python::bind_tables(module);

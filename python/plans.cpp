@@ -205,7 +205,7 @@ nb::object bytes_of(SharedPlan& shared) {
 template <Check check>
 PlanPtr from_array(nb::handle object) {
   const ArrayArg array = array_from(object, "plan", Access::kRead);
-  require(std::string(array.dtype) == "u8" && array.shape.size() == 1 && array.device.type == DeviceType::kCpu,
+  require(std::string(array.dtype) == "u8" && array.axes == 1 && array.device.type == DeviceType::kCpu,
           "plan: expected one axis of uint8 on the host");
   require(array.shape[0] <= 1 || array.strides[0] == 1, "plan: expected contiguous bytes");
   return plan_from_bytes({static_cast<const uint8_t*>(array.data), static_cast<size_t>(array.shape[0])}, check);

@@ -26,6 +26,13 @@ struct DeviceText {
 };
 std::ostream& operator<<(std::ostream& out, const DeviceText& text) { return out << to_string(text.device); }
 
+struct TilesText {
+  const TilingView& tiling;
+};
+std::ostream& operator<<(std::ostream& out, const TilesText& text) {
+  return out << text.tiling.tokens << " tokens in " << text.tiling.tiles << " tiles (canvas " << text.tiling.canvas << ")";
+}
+
 struct Named {
   const char* name;
   const TensorView& view;
@@ -38,7 +45,13 @@ void require_like(const char* where, const Named& given, const TensorView& like,
   require(view.dtype == dtype, where, ": ", name, " is ", to_string(view.dtype), ", expected ", to_string(dtype));
   require(view.device == like.device, where, ": ", name, " is on ", DeviceText{view.device}, ", q is on ", DeviceText{like.device});
   require(view.shape[3] <= 1 || view.strides[3] == 1, where, ": ", name, " has stride ", view.strides[3], " along head_dim, expected 1");
+  const auto past = reinterpret_cast<uintptr_t>(view.data) % static_cast<uintptr_t>(size_of(dtype));
+  require(past == 0, where, ": ", name, " starts ", past, " bytes past a multiple of ", size_of(dtype), ", an element's size");
   span_of(view);
+}
+
+bool same_tiles(const TilingView& a, const TilingView& b) {
+  return a.tokens == b.tokens && a.tiles == b.tiles && a.canvas == b.canvas && a.extra == b.extra;
 }
 
 TensorView with_shape(TensorView like, std::array<int64_t, 4> shape) {
@@ -112,10 +125,11 @@ BackwardArgs backward_args(const BackwardTensors& t, const PlanView& plan, const
   require_like(where, {"dq", t.dq}, t.q, t.q.dtype);
   require_like(where, {"dk", t.dk}, t.k, t.q.dtype);
   require_like(where, {"dv", t.dv}, t.k, t.q.dtype);
-  require(transposed.query.tokens == plan.key.tokens && transposed.key.tokens == plan.query.tokens && transposed.entries >= 0 &&
-              transposed.heads == plan.heads && transposed.device == plan.device,
-          where, ": the transposed plan covers ", transposed.query.tokens, " x ", transposed.key.tokens, " tokens and ", transposed.heads,
-          " heads, expected ", plan.key.tokens, " x ", plan.query.tokens, " and ", plan.heads);
+  require(transposed.device == plan.device, where, ": the transposed plan is on ", DeviceText{transposed.device}, ", the plan is on ",
+          DeviceText{plan.device});
+  require(same_tiles(transposed.query, plan.key) && same_tiles(transposed.key, plan.query) && transposed.heads == plan.heads, where,
+          ": the transposed plan is of ", TilesText{transposed.query}, " by ", TilesText{transposed.key}, " and ", transposed.heads,
+          " heads, expected ", TilesText{plan.key}, " by ", TilesText{plan.query}, " and ", plan.heads);
   const ForwardArgs forward = forward_args({t.q, t.k, t.v, t.out, t.lse}, plan, options);
   return {.q = t.q,
           .k = t.k,

@@ -14,7 +14,8 @@ namespace slidetile {
 struct AttentionOptions {
   float scale = 0;                       // 0: 1 / sqrt(head_dim)
   std::span<const int32_t> key_lengths;  // [batch] tokens of the sequence in use, on the tensors' device; empty: all.
-                                         // At least the canvas and what is before it. Rows past it: out 0, lse -inf
+                                         // At least the canvas and what is before it. Rows past it: out 0, lse -inf.
+                                         // CUDA: not checked, since a call reads nothing back; one out of range counts as the nearest in it
   std::string_view kernel;               // empty: the best that can run; else its name, or "reference"
   Executor* executor = nullptr;          // CPU: null is default_executor()
   void* stream = nullptr;                // CUDA: cudaStream_t; null is the default stream

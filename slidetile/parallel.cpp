@@ -1,5 +1,6 @@
 #include "slidetile/parallel.h"
 
+#include <pthread.h>
 #include <sched.h>
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <condition_variable>
 #include <exception>
 #include <fstream>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -125,9 +127,34 @@ void ThreadPool::run(int64_t count, const Task& task) {
   if (state.error) std::rethrow_exception(state.error);
 }
 
+namespace {
+
+// A child made by fork() has the pool's memory but none of its threads: it makes a pool of its own, and lets its parent's be. No lock
+// guards this, since a fork may copy a lock that is held.
+class DefaultPool {
+ public:
+  DefaultPool() {
+    pthread_atfork(nullptr, nullptr, [] { parents_ = pool_.exchange(nullptr); });
+  }
+  ~DefaultPool() { delete pool_.load(); }
+
+  ThreadPool& get() const {
+    ThreadPool* known = pool_;
+    if (known != nullptr) return *known;
+    auto made = std::make_unique<ThreadPool>();
+    return pool_.compare_exchange_strong(known, made.get()) ? *made.release() : *known;
+  }
+
+ private:
+  static inline std::atomic<ThreadPool*> pool_ = nullptr;
+  static inline std::atomic<ThreadPool*> parents_ = nullptr;  // still pointed to: not a leak
+};
+
+}  // namespace
+
 Executor& default_executor() {
-  static ThreadPool pool;
-  return pool;
+  static const DefaultPool pool;
+  return pool.get();
 }
 
 }  // namespace slidetile

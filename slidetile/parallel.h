@@ -38,7 +38,7 @@ class ThreadPool final : public Executor {
   State* state_;
 };
 
-/// The pool that is used where no executor is given; made at first use, with usable_threads() threads.
+/// The pool that is used where no executor is given; made at first use, with usable_threads() threads. A child of fork() has its own.
 Executor& default_executor();
 
 }  // namespace slidetile

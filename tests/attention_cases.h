@@ -24,6 +24,7 @@ enum class Pattern {
   kSlidingTile,
   kFull,
   kRandom,  // random lists and token masks, rows without keys
+  kLists,   // random lists without masks
 };
 
 struct AttentionCase {
@@ -35,7 +36,7 @@ struct AttentionCase {
   std::vector<int32_t> key_lengths;  // empty or [batch]
   Layout layout = Layout::kBhsd;
   Pattern pattern = Pattern::kSlidingTile;
-  Dim3 key_canvas{0, 0, 0};  // other than 0x0x0: queries and keys differ (kRandom only)
+  Dim3 key_canvas{0, 0, 0};  // other than 0x0x0: queries and keys differ (kRandom and kLists only)
   double logit_scale = 1;    // spread of q: large ones make the softmax one-hot
 };
 
@@ -104,6 +105,32 @@ inline std::vector<AttentionCase> attention_cases() {
        .tile = {3, 4, 4},
        .pattern = Pattern::kRandom,
        .key_canvas = {5, 7, 9}},
+      {.name = "lists", .batch = 2, .heads = 3, .head_dim = 64, .canvas = {4, 9, 9}, .tile = {2, 4, 4}, .pattern = Pattern::kLists},
+      {.name = "lists_text",
+       .batch = 2,
+       .heads = 2,
+       .head_dim = 128,
+       .canvas = {6, 16, 24},
+       .tile = {6, 8, 8},
+       .extra = {4, 70},
+       .key_lengths = {2308, 2350},
+       .layout = Layout::kBshd,
+       .pattern = Pattern::kLists},
+      {.name = "lists_cross",
+       .heads = 2,
+       .head_dim = 128,
+       .canvas = {6, 16, 16},
+       .tile = {6, 8, 8},
+       .pattern = Pattern::kLists,
+       .key_canvas = {7, 9, 20}},
+      {.name = "lists_cross_64",
+       .heads = 2,
+       .head_dim = 64,
+       .canvas = {5, 7, 9},
+       .tile = {4, 4, 4},
+       .layout = Layout::kBshd,
+       .pattern = Pattern::kLists,
+       .key_canvas = {3, 8, 8}},
       {.name = "one_hot", .heads = 2, .head_dim = 64, .canvas = {4, 8, 8}, .tile = {2, 4, 4}, .logit_scale = 60},
       {.name = "equal_logits",
        .heads = 2,
@@ -140,11 +167,13 @@ inline AttentionCase random_case(uint64_t seed) {
   c.layout = pick(0, 1) == 0 ? Layout::kBhsd : Layout::kBshd;
   if (pick(0, 7) == 0) c.pattern = Pattern::kFull;
   if (pick(0, 3) == 0) c.pattern = Pattern::kRandom;
-  if (c.pattern != Pattern::kRandom && pick(0, 1) == 0) {
+  if (c.pattern == Pattern::kRandom && pick(0, 2) == 0) c.pattern = Pattern::kLists;
+  const bool random_lists = c.pattern == Pattern::kRandom || c.pattern == Pattern::kLists;
+  if (!random_lists && pick(0, 1) == 0) {
     const int64_t least = c.canvas.volume() + c.extra.before;
     for (int64_t b = 0; b < c.batch; ++b) c.key_lengths.push_back(static_cast<int32_t>(least + pick(0, c.extra.after)));
   }
-  if (c.pattern == Pattern::kRandom && pick(0, 2) == 0) c.key_canvas = {extent(1, 6), extent(1, 12), extent(1, 12)};
+  if (random_lists && pick(0, 2) == 0) c.key_canvas = {extent(1, 6), extent(1, 12), extent(1, 12)};
   if (pick(0, 9) == 0) c.logit_scale = 40;
   return c;
 }
@@ -166,7 +195,7 @@ inline Plan random_plan(const AttentionCase& c) {
         if (random() % 2 == 0) continue;
         tiles.push_back(k);
         const int32_t query_size = query.tile_size(tile), key_size = key.tile_size(k), row_words = (key_size + 63) / 64;
-        if (random() % 2 == 0) {
+        if (c.pattern == Pattern::kLists || random() % 2 == 0) {
           masks.push_back(-1);
           continue;
         }
@@ -187,7 +216,7 @@ inline Plan random_plan(const AttentionCase& c) {
 }
 
 inline Plan make_plan(const AttentionCase& c) {
-  if (c.pattern == Pattern::kRandom) return random_plan(c);
+  if (c.pattern == Pattern::kRandom || c.pattern == Pattern::kLists) return random_plan(c);
   const Grid grid(c.canvas, c.tile);
   return c.pattern == Pattern::kFull ? full_plan(grid, c.extra) : sliding_tile_plan(grid, c.windows, c.extra);
 }

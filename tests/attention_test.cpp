@@ -155,7 +155,8 @@ TEST_CASE("what does not fit is refused, with the value and what was expected") 
   refused(with([](auto& t) { t.k.shape[2] = 265; }),
           "k has 265 tokens, the plan covers 266 (canvas 4x8x8, extra tokens 0 before and 10 after)");
   refused(with([](auto& t) { t.q.data = nullptr; }), "q has no data");
-  refused(with([](auto& t) { t.q.shape[0] = 0; }), "with none of them 0");
+  for (const size_t axis : {0, 1, 2}) refused(with([&](auto& t) { t.q.shape[axis] = 0; }), "with none of them 0");
+  refused(with([](auto& t) { t.v.data = static_cast<char*>(t.v.data) + 3; }), "v starts 3 bytes past a multiple of 4");
   refused(with([](auto& t) { t.q.shape[3] = t.k.shape[3] = t.v.shape[3] = t.out.shape[3] = 257; }), "head_dim is 257, expected 1 to 256");
   refused(with([](auto& t) { t.v.dtype = DType::kBf16; }), "v is bf16, expected f32");
   refused(with([](auto& t) { t.out.strides[3] = 2; }), "out has stride 2 along head_dim, expected 1");
@@ -171,6 +172,8 @@ TEST_CASE("what does not fit is refused, with the value and what was expected") 
   const std::vector<int32_t> short_lengths{255}, many{266, 266};
   refused(p.tensors(), "key length 255 must be 256 to 266", {.key_lengths = short_lengths});
   refused(p.tensors(), "key_lengths has 2 elements, expected batch = 1", {.key_lengths = many});
+  const std::vector<int32_t> long_lengths{267};
+  refused(p.tensors(), "key length 267 must be 256 to 266", {.key_lengths = long_lengths});
   refused(p.tensors(), "no kernel is named 'fast' on cpu", {.kernel = "fast"});
   refused(p.tensors(), "scale is inf", {.scale = std::numeric_limits<float>::infinity()});
   const std::vector<Window> windows{{1, 1, 1}, {2, 2, 2}, {1, 2, 1}};

@@ -40,15 +40,20 @@ void check_class(const Plan& plan, const BackwardLowering& t, int32_t c) {
     ++items_of[item.key_block];
     if (item.partial >= 0) partials[item.key_block].push_back(item.partial);
     int32_t steps = 0;
+    std::set<int32_t> in_turn, as_it_comes;
     for (int32_t v = item.first_visit; v < item.first_visit + item.visits; ++v) {
-      const BackwardVisit& visit = t.visit[v];
+      const BackwardVisit& visit = t.visit_in_turn[v];
       const int32_t tile = visit.first_block / t.query.per_tile;
       REQUIRE(visit.first_block % t.query.per_tile == 0);
       REQUIRE(visit.blocks == present(t.query_block, t.query, tile));
       ++pairs[{item.key_block, tile}];
       REQUIRE(ranks[tile].insert(visit.rank).second);
       steps += visit.blocks;
+      in_turn.insert(visit.first_block);
+      as_it_comes.insert(t.visit[v].first_block);
+      CHECK(t.visit[v].blocks == present(t.query_block, t.query, t.visit[v].first_block / t.query.per_tile));
     }
+    CHECK(in_turn == as_it_comes);
     CHECK(item.steps == steps);
   }
   size_t expected = 0;
@@ -109,7 +114,7 @@ bool finishes(const BackwardLowering& t, int32_t workers, int32_t heads, std::mt
         progress = true;
         continue;
       }
-      const BackwardVisit& visit = t.visit[worker.visit];
+      const BackwardVisit& visit = t.visit_in_turn[worker.visit];
       int32_t& now = turn[{worker.head, visit.first_block}];
       if (now != visit.rank) continue;
       ++now;

@@ -2,6 +2,7 @@
 #include <doctest/doctest.h>
 
 #include "gradient_cases.h"
+#include "slidetile/error.h"
 
 using namespace slidetile;
 using namespace slidetile::test;
@@ -94,4 +95,24 @@ TEST_CASE("random problems") {
     constexpr DType kDtypes[] = {DType::kF32, DType::kBf16, DType::kF16};
     if (takes_part(seed)) check_case(random_case(seed), kDtypes[seed % 3]);
   }
+}
+
+TEST_CASE("a transposed plan of something else is refused, with what was expected") {
+  const GradientProblem p = make_gradient_problem({.name = "bad", .heads = 2, .canvas = {2, 4, 8}, .tile = {1, 2, 4}}, DType::kF32);
+  const auto refused = [&](const PlanView& transposed, const std::string& message) {
+    try {
+      attention_backward(p.tensors(), view_of(p.forward.plan), transposed, p.forward.options("reference"));
+      FAIL_CHECK("accepted, expected: ", message);
+    } catch (const Error& error) {
+      CHECK(error.code() == ErrorCode::kInvalidArgument);
+      CHECK_MESSAGE(std::string(error.what()).find(message) != std::string::npos, error.what());
+    }
+  };
+  // As many tokens each.
+  refused(view_of(full_plan(Grid({2, 8, 4}, {1, 2, 4}))), "of 64 tokens in 8 tiles (canvas 2x8x4) by 64 tokens in 8 tiles (canvas 2x8x4)");
+  refused(view_of(full_plan(Grid({2, 4, 8}, {2, 4, 8}))), "expected 64 tokens in 8 tiles (canvas 2x4x8)");
+  refused(view_of(full_plan(Grid({2, 4, 4}, {1, 2, 4}))), "of 32 tokens in 4 tiles");
+  PlanView elsewhere = view_of(p.transposed);
+  elsewhere.device = {DeviceType::kCuda, 0};
+  refused(elsewhere, "the transposed plan is on cuda:0, the plan is on cpu");
 }

@@ -3,14 +3,12 @@
 #include <doctest/doctest.h>
 #include <torch/torch.h>
 
-#include <filesystem>
-
 #include "slidetile/error.h"
 #include "slidetile/file.h"
+#include "temporary_folder.h"
 
 using namespace slidetile;
 using namespace slidetile::video;
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -28,28 +26,21 @@ std::string message_of(const std::string& path, int64_t width) {
   return "";
 }
 
-struct Folder {
-  std::string path = (fs::temp_directory_path() / "slidetile_checkpoint_test").string();
-  Folder() { fs::remove_all(path), fs::create_directories(path); }
-  ~Folder() { fs::remove_all(path); }
-};
-
 }  // namespace
 
 TEST_CASE("a position and a state come back; the last two files stay") {
-  const Folder folder;
-  CHECK(newest_checkpoint(folder.path).empty());
+  const TemporaryFolder folder;
+  CHECK(newest_checkpoint(folder.path()).empty());
   Optimizer optimizer = optimizer_of(4);
   const TrainPosition position{.step = 90, .stage = 1, .stage_step = 7, .stage_seconds = 0.1, .seconds = 1.0 / 3, .log = "a\nb\n"};
   for (const int64_t step : {80, 9, 90}) {
     TrainPosition each = position;
     each.step = step;
-    save_checkpoint(folder.path, optimizer, each);
+    save_checkpoint(folder.path(), optimizer, each);
   }
-  const auto files = std::distance(fs::directory_iterator(folder.path), fs::directory_iterator());
-  CHECK(files == 2);
-  const std::string newest = newest_checkpoint(folder.path);
-  CHECK(newest == folder.path + "/checkpoint_0000000090.safetensors");
+  CHECK(folder.files().size() == 2);
+  const std::string newest = newest_checkpoint(folder.path());
+  CHECK(newest == folder.path() + "/checkpoint_0000000090.safetensors");
   Optimizer other = optimizer_of(4);
   const TrainPosition read = load_checkpoint(newest, other);
   CHECK(read.step == 90);
@@ -61,15 +52,15 @@ TEST_CASE("a position and a state come back; the last two files stay") {
 }
 
 TEST_CASE("what is missing or does not fit is named") {
-  const Folder folder;
+  const TemporaryFolder folder;
   Optimizer optimizer = optimizer_of(4);
-  save_checkpoint(folder.path, optimizer, {.step = 1, .log = "x"});
-  const std::string path = newest_checkpoint(folder.path);
+  save_checkpoint(folder.path(), optimizer, {.step = 1, .log = "x"});
+  const std::string path = newest_checkpoint(folder.path());
   CHECK(message_of(path, 5).find("master.blocks.0.a.weight does not fit the model") != std::string::npos);
 
   const SafetensorsFile file(path);
   std::vector<SafetensorsTensor> fewer(file.tensors().begin(), file.tensors().end() - 1);
-  const std::string cut = folder.path + "/cut.safetensors";
+  const std::string cut = folder.path() + "/cut.safetensors";
   write_safetensors(cut, fewer, file.metadata());
   CHECK(message_of(cut, 4).find("the tensor " + file.tensors().back().name + " is absent") != std::string::npos);
   SafetensorsMetadata metadata = file.metadata();

@@ -261,6 +261,36 @@ __global__ void fill_kernel(View v, uint64_t seed, double spread, const int32_t*
   }
 }
 
+__global__ void poison_kernel(View v) {
+  const int64_t count = v.batch * v.heads * v.tokens * v.head_dim;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    const int64_t row = i / v.head_dim;
+    store(v, offset(v, row / v.tokens / v.heads, row / v.tokens % v.heads, row % v.tokens) + i % v.head_dim, NAN);
+  }
+}
+
+__global__ void count_different(const uint8_t* a, const uint8_t* b, int64_t count, unsigned long long* found) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+    if (a[i] != b[i]) atomicAdd(found, 1ull);
+  }
+}
+
+__global__ void checkered_rows(DeviceRows rows) {
+  const int q = static_cast<int>(blockIdx.x), even = (rows.tiles + 1) / 2, odd = rows.tiles / 2;
+  const int64_t first = static_cast<int64_t>((q + 1) / 2) * even + static_cast<int64_t>(q / 2) * odd;
+  if (threadIdx.x == 0) {
+    rows.row_begin[q] = first;
+    if (q < rows.tiles) rows.row_of[q] = q;
+  }
+  for (int i = static_cast<int>(threadIdx.x); q < rows.tiles && i < (q % 2 == 0 ? even : odd); i += static_cast<int>(blockDim.x)) {
+    rows.key_tile[first + i] = 2 * i + q % 2;
+  }
+}
+
+__global__ void trap() { __trap(); }
+
 __global__ void count_unpoisoned(const uint8_t* bytes, int64_t count, unsigned long long* found) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
@@ -346,7 +376,13 @@ DeviceTensor::DeviceTensor(DType dtype, std::array<int64_t, 4> shape, Layout lay
   poison();
 }
 
-void DeviceTensor::poison() const { check(cudaMemset(memory.data(), 0xff, static_cast<size_t>(memory.bytes())), "cudaMemset"); }
+void DeviceTensor::poison() const {
+  check(cudaMemset(memory.data(), 0xff, static_cast<size_t>(memory.bytes())), "cudaMemset");
+  const auto* const first = static_cast<const char*>(memory.data());
+  if (view.data >= first && view.data < first + memory.bytes()) return;
+  poison_kernel<<<512, 256>>>(view_of_device(view));
+  check(cudaGetLastError(), "poison");
+}
 
 void DeviceTensor::fill(uint64_t seed, double spread, const int32_t* lengths) const {
   DeviceMemory on_device;
@@ -371,6 +407,27 @@ bool DeviceTensor::margins_hold() const {
   unsigned long long result = 0;
   check(cudaMemcpy(&result, count, 8, cudaMemcpyDeviceToHost), "margins");
   return result == 0;
+}
+
+bool same_bytes(const DeviceMemory& a, const DeviceMemory& b) {
+  const DeviceMemory found(8);
+  auto* const count = static_cast<unsigned long long*>(found.data());
+  check(cudaMemset(count, 0, 8), "cudaMemset");
+  count_different<<<256, 256>>>(static_cast<const uint8_t*>(a.data()), static_cast<const uint8_t*>(b.data()), a.bytes(), count);
+  unsigned long long different = 0;
+  check(cudaMemcpy(&different, count, 8, cudaMemcpyDeviceToHost), "same bytes");
+  return a.bytes() == b.bytes() && different == 0;
+}
+
+void write_checkered_rows(const DeviceRows& rows, void* stream) {
+  checkered_rows<<<static_cast<unsigned>(rows.tiles + 1), 64, 0, static_cast<cudaStream_t>(stream)>>>(rows);
+  check(cudaGetLastError(), "checkered rows");
+}
+
+void lose_device() {
+  trap<<<1, 1>>>();
+  const cudaError_t expected = cudaDeviceSynchronize();
+  if (expected == cudaSuccess) throw std::runtime_error("a trap went unnoticed");
 }
 
 ReferenceResult reference_forward_on_device(const ReferenceArgs& args) {

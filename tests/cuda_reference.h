@@ -35,6 +35,7 @@ struct DeviceTensor {
   DeviceTensor() = default;
   /// `shift` elements off alignment.
   DeviceTensor(DType dtype, std::array<int64_t, 4> shape, Layout layout, int64_t shift = 0);
+  /// All of the memory, and the view where it has been moved elsewhere.
   void poison() const;
   /// Random normal numbers; tokens from lengths[b] on stay as they are (lengths: host, or null).
   void fill(uint64_t seed, double spread, const int32_t* lengths) const;
@@ -69,5 +70,19 @@ struct Sums {
 };
 /// Synchronises.
 Sums compare_on_device(const TensorView& got, const double* want);
+
+/// Whether equally much memory holds the same bytes. Synchronises.
+bool same_bytes(const DeviceMemory& a, const DeviceMemory& b);
+
+/// Rows of a plan as a planner on the GPU would write them: query tile q reads the key tiles k for which q + k is even.
+struct DeviceRows {
+  int32_t tiles = 0;
+  int32_t *row_of = nullptr, *key_tile = nullptr;  // [tiles], [tiles * tiles]
+  int64_t* row_begin = nullptr;                    // [tiles + 1]
+};
+void write_checkered_rows(const DeviceRows& rows, void* stream);
+
+/// Ends a kernel in a trap: every later call on the device fails.
+void lose_device();
 
 }  // namespace slidetile::test

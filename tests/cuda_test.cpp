@@ -1,119 +1,22 @@
-// Every CUDA kernel that this machine can run, against double precision: the shared problems, random ones, repeats, graphs, streams, bad
-// input. Exits 77, which ctest reports as skipped, where there is no GPU.
+// Every CUDA kernel that this machine can run, against double precision: the shared problems, random ones, NaN, masks. Exits 77, which
+// ctest reports as skipped, where there is no GPU. How calls behave: cuda_calls_test.cpp; what is refused: cuda_refusals_test.cpp.
 #define DOCTEST_CONFIG_IMPLEMENT
-#include <cuda_runtime_api.h>
 #include <doctest/doctest.h>
 
-#include <chrono>
 #include <cstdio>
 #include <cstring>
 #include <map>
 
-#include "cuda_reference.h"
-#include "gradient_cases.h"
-#include "slidetile/device_plan.h"
-#include "slidetile/error.h"
+#include "cuda_problem.h"
+#include "slidetile/window_clear.h"
+#include "slidetile/window_natten.h"
 
 using namespace slidetile;
 using namespace slidetile::test;
 
 namespace {
 
-constexpr DType kDtypes[] = {DType::kBf16, DType::kF16, DType::kF32};
 constexpr uint64_t kRandomProblems = 1000;
-constexpr int kRepeats = 100;
-const Device kDevice{DeviceType::kCuda, 0};
-
-void check_cuda(cudaError_t status) { REQUIRE_MESSAGE(status == cudaSuccess, std::string(cudaGetErrorString(status))); }
-
-std::vector<std::string> runnable(const std::vector<KernelInfo>& kernels) {
-  std::vector<std::string> names;
-  for (const KernelInfo& kernel : kernels) {
-    if (kernel.reason.empty()) names.push_back(kernel.name);
-  }
-  return names;
-}
-
-double scale_of(const AttentionCase& c) { return 1 / std::sqrt(static_cast<double>(c.head_dim)); }
-
-/// Tensors of a case on the device: random inputs, poisoned outputs, NaN around all of them and in k and v past the lengths.
-struct DeviceProblem {
-  AttentionCase c;
-  Plan host, host_transposed;
-  DevicePlan plan;
-  DeviceTensor q, k, v, out, lse, dout, dq, dk, dv;
-  DeviceMemory lengths, workspace;
-
-  DeviceProblem(const AttentionCase& of, DType dtype, int64_t shift = 0) : c(of), host(make_plan(of)), host_transposed(transpose(host)) {
-    plan = DevicePlan(host, host_transposed, kDevice);
-    const std::array<int64_t, 4> queries{c.batch, c.heads, host.query.tokens(), c.head_dim},
-        keys{c.batch, c.heads, host.key.tokens(), c.head_dim};
-    for (DeviceTensor* tensor : {&q, &out, &dout, &dq}) *tensor = DeviceTensor(dtype, queries, c.layout, shift);
-    for (DeviceTensor* tensor : {&k, &v, &dk, &dv}) *tensor = DeviceTensor(dtype, keys, c.layout, shift);
-    lse = DeviceTensor(DType::kF32, {c.batch, c.heads, queries[2], 1}, Layout::kBhsd);
-    const int32_t* unused_from = c.key_lengths.empty() ? nullptr : c.key_lengths.data();
-    q.fill(1, c.logit_scale, nullptr);
-    k.fill(2, 1, unused_from);
-    v.fill(3, 1, unused_from);
-    dout.fill(4, 1, nullptr);
-    if (!c.key_lengths.empty()) {
-      lengths = DeviceMemory(static_cast<int64_t>(c.key_lengths.size() * sizeof(int32_t)));
-      check_cuda(cudaMemcpy(lengths.data(), c.key_lengths.data(), static_cast<size_t>(lengths.bytes()), cudaMemcpyHostToDevice));
-    }
-  }
-
-  ForwardTensors forward() const { return {q.view, k.view, v.view, out.view, lse.view}; }
-  BackwardTensors backward() const { return {q.view, k.view, v.view, out.view, lse.view, dout.view, dq.view, dk.view, dv.view}; }
-  AttentionOptions options(std::string_view kernel = {}) const {
-    return {.key_lengths = {static_cast<const int32_t*>(lengths.data()), c.key_lengths.size()},
-            .kernel = kernel,
-            .workspace = {static_cast<std::byte*>(workspace.data()), static_cast<size_t>(workspace.bytes())}};
-  }
-  void run_forward(std::string_view kernel = {}, void* stream = nullptr) {
-    reserve(forward_workspace_bytes(forward(), plan.view(), options(kernel)));
-    AttentionOptions o = options(kernel);
-    o.stream = stream;
-    attention_forward(forward(), plan.view(), o);
-  }
-  void run_backward(std::string_view kernel = {}, void* stream = nullptr) {
-    reserve(backward_workspace_bytes(backward(), plan.view(), plan.transposed(), options(kernel)));
-    AttentionOptions o = options(kernel);
-    o.stream = stream;
-    attention_backward(backward(), plan.view(), plan.transposed(), o);
-  }
-  void reserve(int64_t bytes) {
-    if (bytes <= workspace.bytes()) return;
-    workspace = DeviceMemory(bytes);
-    check_cuda(cudaMemset(workspace.data(), 0xff, static_cast<size_t>(bytes)));
-  }
-  ReferenceArgs reference() const {
-    const auto* on_device = static_cast<const int32_t*>(lengths.data());
-    const bool same = host.query == host.key;
-    return {.q = q.view,
-            .k = k.view,
-            .v = v.view,
-            .dout = dout.view,
-            .plan = plan.view(),
-            .transposed = plan.transposed(),
-            .query_lengths = same ? on_device : nullptr,
-            .key_lengths = on_device,
-            .scale = scale_of(c)};
-  }
-};
-
-/// Relative to the tensor, or to elements of 0.01 where it is nearly zero (gradients of a row that sees one key are).
-double relative(const Sums& sums) {
-  constexpr double kFloor = 1e-4;  // of a square
-  if (sums.wrong > 0) return std::numeric_limits<double>::infinity();
-  return std::sqrt(sums.error / std::max(sums.norm, kFloor * static_cast<double>(sums.count)));
-}
-
-double off(const DeviceTensor& got, const DeviceDoubles& want) { return relative(compare_on_device(got.view, want.data())); }
-
-double lse_off(const DeviceTensor& got, const DeviceDoubles& want) {
-  const Sums sums = compare_on_device(got.view, want.data());
-  return sums.wrong > 0 ? std::numeric_limits<double>::infinity() : sums.largest;
-}
 
 /// The worst relative errors seen, printed at the end.
 struct Worst {
@@ -125,22 +28,16 @@ void keep(double& worst, double error) { worst = std::max(worst, error); }
 
 bool has_gradients(const AttentionCase& c) { return c.logit_scale <= 1; }  // else near zero, where a relative error says nothing
 
-void check_case(const AttentionCase& c, DType dtype, int64_t shift = 0) {
+void check_problem(DeviceProblem& p, DType dtype) {
+  const AttentionCase& c = p.c;
   CAPTURE(c.name);
   CAPTURE(std::string(to_string(dtype)));
-  CAPTURE(shift);
-  DeviceProblem p(c, dtype, shift);
   const ReferenceResult want = reference_backward_on_device(p.reference());
   for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) {
     CAPTURE(kernel);
     p.out.poison();
     p.lse.poison();
-    try {
-      p.run_forward(kernel);
-    } catch (const Error& error) {
-      REQUIRE_MESSAGE(error.code() == ErrorCode::kUnsupported, std::string(error.what()));
-      continue;
-    }
+    if (!attempt([&] { p.run_forward(kernel); })) continue;
     Worst& worst = worst_of[kernel + " " + to_string(dtype) + (c.logit_scale > 1 ? " sharp" : "")];
     const double out = off(p.out, want.out), lse = lse_off(p.lse, want.lse);
     CHECK(out <= tolerance(dtype));
@@ -154,12 +51,7 @@ void check_case(const AttentionCase& c, DType dtype, int64_t shift = 0) {
   for (const std::string& kernel : runnable(backward_kernels(DeviceType::kCuda))) {
     CAPTURE(kernel);
     for (const DeviceTensor* tensor : {&p.dq, &p.dk, &p.dv}) tensor->poison();
-    try {
-      p.run_backward(kernel);
-    } catch (const Error& error) {
-      REQUIRE_MESSAGE(error.code() == ErrorCode::kUnsupported, std::string(error.what()));
-      continue;
-    }
+    if (!attempt([&] { p.run_backward(kernel); })) continue;
     for (const DeviceTensor* tensor : {&p.dq, &p.dk, &p.dv}) CHECK(tensor->margins_hold());
     const double dq = off(p.dq, want.dq), dk = off(p.dk, want.dk), dv = off(p.dv, want.dv);
     // At head_dim 1 dq's sums cancel: the root of their terms' squares is up to 5.4 times the sum (1.03 at head_dim 64). P and dS, each off
@@ -177,35 +69,11 @@ void check_case(const AttentionCase& c, DType dtype, int64_t shift = 0) {
   check_cuda(cudaDeviceSynchronize());
 }
 
-std::vector<uint8_t> bytes_of(const DeviceTensor& tensor) {
-  std::vector<uint8_t> bytes(static_cast<size_t>(tensor.memory.bytes()));
-  check_cuda(cudaMemcpy(bytes.data(), tensor.memory.data(), bytes.size(), cudaMemcpyDeviceToHost));
-  return bytes;
+void check_case(const AttentionCase& c, DType dtype, int64_t shift = 0) {
+  CAPTURE(shift);
+  DeviceProblem p(c, dtype, shift);
+  check_problem(p, dtype);
 }
-
-std::vector<std::vector<uint8_t>> results_of(const DeviceProblem& p) {
-  std::vector<std::vector<uint8_t>> all;
-  for (const DeviceTensor* tensor : {&p.out, &p.lse, &p.dq, &p.dk, &p.dv}) all.push_back(bytes_of(*tensor));
-  return all;
-}
-
-void poison_results(const DeviceProblem& p) {
-  for (const DeviceTensor* tensor : {&p.out, &p.lse, &p.dq, &p.dk, &p.dv}) tensor->poison();
-}
-
-AttentionCase video_case(int64_t head_dim) {
-  return {.name = "video",
-          .batch = 2,
-          .heads = 3,
-          .head_dim = head_dim,
-          .canvas = {12, 16, 24},
-          .tile = {6, 8, 8},
-          .windows = {{1, 2, 1}, {2, 1, 3}, {1, 1, 1}},
-          .extra = {0, 77},
-          .key_lengths = {4608 + 50, 4608 + 77}};
-}
-
-std::string kernel_for(const std::vector<KernelInfo>& kernels) { return kernels.empty() ? "" : kernels.front().name; }
 
 }  // namespace
 
@@ -242,6 +110,79 @@ TEST_CASE("the device reference agrees with reference/") {
 TEST_CASE("named problems") {
   for (const AttentionCase& c : attention_cases()) {
     for (const DType dtype : kDtypes) check_case(c, dtype);
+  }
+}
+
+TEST_CASE("plans of other patterns: NATTEN and CLEAR") {
+  const Grid grid({4, 12, 20}, {2, 4, 8});
+  const AttentionCase c{.name = "pattern", .batch = 2, .heads = 2, .head_dim = 64, .canvas = grid.canvas(), .tile = grid.tile()};
+  const std::vector<NattenWindow> windows{{.window = {3, 5, 7}}, {.window = {2, 6, 6}, .dilation = {1, 2, 2}}};
+  for (const DType dtype : kDtypes) {
+    DeviceProblem natten(c, natten_plan(grid, windows, {0, 13}), dtype), clear(c, clear_plan(grid, 4, {5, 0}), dtype);
+    check_problem(natten, dtype);
+    check_problem(clear, dtype);
+  }
+}
+
+TEST_CASE("a scale below zero, and no lse") {
+  for (const DType dtype : kDtypes) {
+    DeviceProblem p(video_case(128), dtype);
+    p.scale = -0.1f;
+    check_problem(p, dtype);
+    p.scale = 0;
+    for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) {
+      CAPTURE(kernel);
+      if (!attempt([&] { p.run_forward(kernel); })) continue;
+      const auto want = bytes_of(p.out), lse = bytes_of(p.lse);
+      p.out.poison();
+      ForwardTensors tensors = p.forward();
+      tensors.lse = {};
+      attention_forward(tensors, p.plan.view(), p.options(kernel));
+      CHECK(bytes_of(p.out) == want);
+      CHECK(bytes_of(p.lse) == lse);
+    }
+  }
+}
+
+// Batch items and heads lie along one axis of a launch, which has no limit of 65535.
+TEST_CASE("70,000 heads") {
+  for (const DType dtype : kDtypes) {
+    check_case({.name = "heads", .heads = 70'000, .head_dim = 64, .canvas = {1, 2, 4}, .tile = {1, 2, 2}, .windows = {{1, 1, 1}}}, dtype);
+  }
+}
+
+// One allocation of NaN holds all tensors, side by side, so that a step along one axis is far.
+TEST_CASE("tensors of more than 2^31 elements") {
+  constexpr int64_t kFar = (int64_t{1} << 31) + 64, kTensors = 8;
+  for (const int64_t head_dim : {64, 128}) {
+    const AttentionCase c = video_case(head_dim);
+    const int64_t tokens = make_plan(c).query.tokens(), token_elements = c.batch * c.heads * head_dim,
+                  step = (kFar / tokens + 64) / 64 * 64;
+    const std::array<std::array<int64_t, 4>, 3> strides{
+        {{kFar, tokens * head_dim, head_dim, 1}, {tokens * head_dim, kFar / 2, head_dim, 1}, {c.heads * head_dim, head_dim, step, 1}}};
+    const std::array<int64_t, 3> apart{c.heads * tokens * head_dim, c.batch * tokens * head_dim, token_elements};
+    REQUIRE(kTensors * token_elements <= step);
+    for (const DType dtype : kDtypes) {
+      DeviceProblem p(c, dtype);
+      const std::array<DeviceTensor*, kTensors> tensors{&p.q, &p.k, &p.v, &p.dout, &p.out, &p.dq, &p.dk, &p.dv};
+      for (size_t axis = 0; axis < 3; ++axis) {
+        CAPTURE(axis);
+        CAPTURE(std::string(to_string(dtype)));
+        const int64_t extent = axis == 0 ? c.batch : axis == 1 ? c.heads : tokens;
+        const DeviceMemory memory(((extent - 1) * strides[axis][axis] + kTensors * apart[axis]) * size_of(dtype));
+        check_cuda(cudaMemset(memory.data(), 0xff, static_cast<size_t>(memory.bytes())));
+        for (size_t i = 0; i < kTensors; ++i) {
+          tensors[i]->view.strides = strides[axis];
+          tensors[i]->view.data = static_cast<char*>(memory.data()) + static_cast<int64_t>(i) * apart[axis] * size_of(dtype);
+        }
+        CHECK(span_of(p.q.view) > int64_t{1} << 31);
+        p.q.fill(1, 1, nullptr);
+        p.k.fill(2, 1, c.key_lengths.data());
+        p.v.fill(3, 1, c.key_lengths.data());
+        p.dout.fill(4, 1, nullptr);
+        check_problem(p, dtype);
+      }
+    }
   }
 }
 
@@ -377,12 +318,7 @@ TEST_CASE("NaN in a tile reaches no other tile's gradients") {
         for (const std::string& kernel : runnable(backward_kernels(DeviceType::kCuda))) {
           CAPTURE(kernel);
           for (const DeviceTensor* tensor : {&p.dq, &p.dk, &p.dv}) tensor->poison();
-          try {
-            p.run_backward(kernel);
-          } catch (const Error& error) {
-            REQUIRE_MESSAGE(error.code() == ErrorCode::kUnsupported, std::string(error.what()));
-            continue;
-          }
+          if (!attempt([&] { p.run_backward(kernel); })) continue;
           for (const DeviceTensor* tensor : {&p.dq, &p.dk, &p.dv}) {
             const std::vector<int64_t> nans = nans_by_token(*tensor);
             int64_t stray = 0;
@@ -418,24 +354,14 @@ TEST_CASE("a NaN that a mask hides stays where it is") {
         for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) {
           CAPTURE(kernel);
           p.out.poison();
-          try {
-            p.run_forward(kernel);
-          } catch (const Error& error) {
-            REQUIRE_MESSAGE(error.code() == ErrorCode::kUnsupported, std::string(error.what()));
-            continue;
-          }
+          if (!attempt([&] { p.run_forward(kernel); })) continue;
           CHECK(off(p.out, want.out) <= tolerance(dtype));
         }
         for (const std::string& kernel : runnable(backward_kernels(DeviceType::kCuda))) {
           CAPTURE(kernel);
           poison_results(p);
           p.run_forward();
-          try {
-            p.run_backward(kernel);
-          } catch (const Error& error) {
-            REQUIRE_MESSAGE(error.code() == ErrorCode::kUnsupported, std::string(error.what()));
-            continue;
-          }
+          if (!attempt([&] { p.run_backward(kernel); })) continue;
           CHECK(off(p.dq, want.dq) <= gradient_tolerance(dtype));
           CHECK(off(p.dk, want.dk) <= gradient_tolerance(dtype));
           CHECK(off(p.dv, want.dv) <= gradient_tolerance(dtype));
@@ -471,164 +397,11 @@ TEST_CASE("sanitizer: small problems on every path") {
   for (const AttentionCase& c : {with(64), with(128), with(12), with(136), masks, wide, wide64}) {
     for (const DType dtype : kDtypes) {
       DeviceProblem p(c, dtype);
-      const auto attempt = [&](auto run) {
-        try {
-          run();
-        } catch (const Error& error) {
-          REQUIRE(error.code() == ErrorCode::kUnsupported);
-        }
-      };
       for (const std::string& kernel : runnable(forward_kernels(DeviceType::kCuda))) attempt([&] { p.run_forward(kernel); });
       for (const std::string& kernel : runnable(backward_kernels(DeviceType::kCuda))) attempt([&] { p.run_backward(kernel); });
       check_cuda(cudaDeviceSynchronize());
     }
   }
-}
-
-TEST_CASE("the same bits in 100 runs") {
-  for (const int64_t head_dim : {64, 128, 256}) {
-    for (const DType dtype : kDtypes) {
-      DeviceProblem p(video_case(head_dim), dtype);
-      std::vector<std::vector<uint8_t>> first;
-      for (int run = 0; run < kRepeats; ++run) {
-        poison_results(p);
-        p.run_forward();
-        p.run_backward();
-        if (run == 0) first = results_of(p);
-        if (run == 1 || run == kRepeats - 1) CHECK(results_of(p) == first);
-        if (run % 10 == 5) CHECK(bytes_of(p.dk) == first[3]);
-      }
-    }
-  }
-}
-
-TEST_CASE("a captured graph gives the same bits as the calls") {
-  for (const DType dtype : kDtypes) {
-    DeviceProblem p(video_case(128), dtype);
-    p.run_forward();
-    p.run_backward();
-    const auto want = results_of(p);
-    cudaStream_t stream = nullptr;
-    cudaGraph_t graph = nullptr;
-    cudaGraphExec_t executable = nullptr;
-    check_cuda(cudaStreamCreate(&stream));
-    check_cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal));
-    p.run_forward({}, stream);
-    p.run_backward({}, stream);
-    check_cuda(cudaStreamEndCapture(stream, &graph));
-    check_cuda(cudaGraphInstantiate(&executable, graph, 0));
-    for (int replay = 0; replay < 3; ++replay) {
-      poison_results(p);
-      check_cuda(cudaDeviceSynchronize());
-      check_cuda(cudaGraphLaunch(executable, stream));
-      check_cuda(cudaStreamSynchronize(stream));
-      CHECK(results_of(p) == want);
-    }
-    check_cuda(cudaGraphExecDestroy(executable));
-    check_cuda(cudaGraphDestroy(graph));
-    check_cuda(cudaStreamDestroy(stream));
-  }
-}
-
-TEST_CASE("two streams at once") {
-  DeviceProblem a(video_case(128), DType::kBf16), b(video_case(64), DType::kF16);
-  for (DeviceProblem* p : {&a, &b}) {
-    p->run_forward();
-    p->run_backward();
-  }
-  const auto want_a = results_of(a), want_b = results_of(b);
-  cudaStream_t streams[2] = {};
-  for (cudaStream_t& stream : streams) check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-  poison_results(a);
-  poison_results(b);
-  check_cuda(cudaDeviceSynchronize());
-  for (int run = 0; run < 10; ++run) {
-    a.run_forward({}, streams[0]);
-    b.run_forward({}, streams[1]);
-    a.run_backward({}, streams[0]);
-    b.run_backward({}, streams[1]);
-  }
-  check_cuda(cudaDeviceSynchronize());
-  CHECK(results_of(a) == want_a);
-  CHECK(results_of(b) == want_b);
-  for (cudaStream_t stream : streams) check_cuda(cudaStreamDestroy(stream));
-}
-
-TEST_CASE("a plan whose rows a caller wrote on the device") {
-  const AttentionCase c{.name = "own_rows", .heads = 2, .head_dim = 64, .canvas = {4, 16, 16}, .tile = {4, 8, 8}, .windows = {{1, 1, 1}}};
-  DeviceProblem p(c, DType::kBf16);
-  AttentionCase dense = c;
-  dense.pattern = Pattern::kFull;
-  const DeviceProblem want(dense, DType::kBf16);
-  const ReferenceResult expected = reference_forward_on_device(want.reference());
-  const std::vector<int32_t> numbers{0, 0, 0, 0, 0, 1, 2, 3};  // row_of, then key_tile
-  const std::vector<int64_t> row_begin{0, 4};
-  DeviceMemory rows(8 * 4), begin(2 * 8);
-  check_cuda(cudaMemcpy(rows.data(), numbers.data(), 8 * 4, cudaMemcpyHostToDevice));
-  check_cuda(cudaMemcpy(begin.data(), row_begin.data(), 2 * 8, cudaMemcpyHostToDevice));
-  PlanView view = p.plan.view();
-  view.rows = 1;
-  view.entries = 4;
-  view.longest_row = 4;
-  view.row_of = static_cast<const int32_t*>(rows.data());
-  view.key_tile = view.row_of + 4;
-  view.row_begin = static_cast<const int64_t*>(begin.data());
-  view.lowering = nullptr;
-  attention_forward(p.forward(), view, p.options());
-  CHECK(off(p.out, expected.out) <= tolerance(DType::kBf16));
-}
-
-TEST_CASE("a call costs the host little") {
-  DeviceProblem p(video_case(128), DType::kBf16);
-  p.run_forward();
-  p.run_backward();
-  check_cuda(cudaDeviceSynchronize());
-  constexpr int kCalls = 200;
-  const auto start = std::chrono::steady_clock::now();
-  for (int i = 0; i < kCalls; ++i) attention_forward(p.forward(), p.plan.view(), p.options());
-  const std::chrono::duration<double, std::micro> spent = std::chrono::steady_clock::now() - start;
-  check_cuda(cudaDeviceSynchronize());
-  std::printf("host time of a forward call: %.1f us (%s)\n", spent.count() / kCalls,
-              kernel_for(forward_kernels(DeviceType::kCuda)).c_str());
-}
-
-TEST_CASE("bad input is refused with the value and what was expected") {
-  const DeviceProblem p(video_case(128), DType::kBf16);
-  const auto refused = [&](const ForwardTensors& tensors, const PlanView& plan, const AttentionOptions& options, ErrorCode code,
-                           const std::string& message) {
-    try {
-      attention_forward(tensors, plan, options);
-      FAIL("accepted, expected: ", message);
-    } catch (const Error& error) {
-      CHECK(error.code() == code);
-      CHECK_MESSAGE(std::string(error.what()).find(message) != std::string::npos, std::string(error.what()));
-    }
-  };
-  ForwardTensors tensors = p.forward();
-  refused(tensors, view_of(p.host), p.options(), ErrorCode::kInvalidArgument, "the plan is on cpu, q is on cuda:0");
-  tensors.k.device.index = 1;
-  refused(tensors, p.plan.view(), p.options(), ErrorCode::kInvalidArgument, "k is on cuda:1, q is on cuda:0");
-  tensors = p.forward();
-  for (TensorView* view : {&tensors.q, &tensors.k, &tensors.v, &tensors.out, &tensors.lse}) view->device.index = 63;
-  PlanView plan = p.plan.view();
-  plan.device.index = 63;
-  refused(tensors, plan, p.options(), ErrorCode::kUnsupported, "no such CUDA device");
-  refused(p.forward(), p.plan.view(), p.options("reference"), ErrorCode::kUnsupported, "no kernel is named 'reference' on cuda:0");
-  tensors = p.forward();
-  tensors.q.shape[2] -= 1;
-  refused(tensors, p.plan.view(), p.options(), ErrorCode::kInvalidArgument, "the plan covers 4685");
-  try {
-    AttentionOptions options = p.options();
-    options.workspace = {};
-    attention_backward(p.backward(), p.plan.view(), p.plan.transposed(), options);
-    FAIL("accepted");
-  } catch (const Error& error) {
-    CHECK_MESSAGE(std::string(error.what()).find("needs a workspace of") != std::string::npos, std::string(error.what()));
-  }
-  Plan fewer_heads = p.host;
-  fewer_heads.head_class.pop_back();
-  CHECK_THROWS_AS(DevicePlan(p.host, fewer_heads, kDevice), Error);
-  CHECK_THROWS_AS(static_cast<void>(DevicePlan(p.host, kDevice).transposed()), Error);
 }
 
 int main(int argc, char** argv) {

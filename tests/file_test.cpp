@@ -4,37 +4,15 @@
 #include <doctest/doctest.h>
 #include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "slidetile/error.h"
+#include "temporary_folder.h"
 
 using namespace slidetile;
 namespace fs = std::filesystem;
 
 namespace {
-
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_file_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + '/' + name; }
-  auto files() const { return std::distance(fs::directory_iterator(path_), {}); }
-
- private:
-  std::string path_;
-};
-
-std::string text_of(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 void check_refused(const std::string& path, const std::string& reason) {
   const std::string expected = "cannot write '" + path + "': " + reason;
@@ -45,20 +23,20 @@ void check_refused(const std::string& path, const std::string& reason) {
 }  // namespace
 
 TEST_CASE("a file that can be written") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string path = folder / "file";
   require_writable(path);
-  CHECK(folder.files() == 0);
+  CHECK(folder.files().empty());
   write_file(path, std::string("old"));
   require_writable(path);
-  CHECK(text_of(path) == "old");
+  CHECK(read_text(path) == "old");
   write_file(path, std::string("new"));
-  CHECK(text_of(path) == "new");
-  CHECK(folder.files() == 1);
+  CHECK(read_text(path) == "new");
+  CHECK(folder.files().size() == 1);
 }
 
 TEST_CASE("files that can't be written") {
-  const Folder folder;
+  const TemporaryFolder folder;
   check_refused(folder / "no/file", "No such file or directory");
   check_refused(folder / "", "it is not a regular file");
   check_refused("/dev/full", "it is not a regular file");
@@ -69,5 +47,5 @@ TEST_CASE("files that can't be written") {
     check_refused(folder / "file", "Permission denied");
     fs::permissions(folder / "", fs::perms::owner_all);
   }
-  CHECK(folder.files() == 0);
+  CHECK(folder.files().empty());
 }

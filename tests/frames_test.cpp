@@ -7,20 +7,17 @@
 #include <algorithm>
 #include <cmath>
 #include <csignal>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
-#include <fstream>
 #include <limits>
 #include <random>
 #include <string>
 
 #include "slidetile/error.h"
+#include "temporary_folder.h"
 #include "video/frame_writer.h"
 
 using namespace slidetile;
 using namespace slidetile::video;
-namespace fs = std::filesystem;
 
 namespace {
 
@@ -32,21 +29,6 @@ Frames random_frames(int count, int height, int width, unsigned seed) {
 }
 
 Frames sprite_frames() { return frames_of(render(scene_from_sentence("a large red star moves left on clouds"), {16, 64, 64}, 7)); }
-
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_frames_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return (path_ / name).string(); }
-  bool empty() const { return fs::is_empty(path_); }
-
- private:
-  fs::path path_;
-};
 
 std::string message_of(const std::string& path, const Frames& frames) {
   try {
@@ -248,7 +230,7 @@ TEST_CASE("GIF: few colours come back exactly, many nearly") {
 }
 
 TEST_CASE("PNG sheets come back exactly") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Frames frames = sprite_frames();
   write_frames(folder / "a.PNG", frames, 8);
   png_image image{};
@@ -263,14 +245,14 @@ TEST_CASE("PNG sheets come back exactly") {
 }
 
 TEST_CASE("what can't be written leaves nothing behind") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Frames frames = sprite_frames();
   CHECK(message_of(folder / "a.avi", frames).find("expected a name that ends in .mp4, .gif or .png") != std::string::npos);
   CHECK(message_of(folder / "png", frames).find("expected a name") != std::string::npos);
   CHECK(message_of(folder / "no/a.gif", frames).find("No such file or directory") != std::string::npos);
   CHECK_THROWS_AS(write_frames(folder / "a.gif", frames, 0), Error);
   if (why_no_mp4() != nullptr) CHECK(message_of(folder / "a.mp4", frames).find("FFmpeg") != std::string::npos);
-  CHECK(folder.empty());
+  CHECK(folder.files().empty());
 
   // A limit on the size of files stands for a full disk.
   std::signal(SIGXFSZ, SIG_IGN);
@@ -283,5 +265,5 @@ TEST_CASE("what can't be written leaves nothing behind") {
   for (const char* name : {"a.gif", "a.png", "a.mp4"}) messages.push_back(message_of(folder / name, frames));
   REQUIRE(setrlimit(RLIMIT_FSIZE, &limit) == 0);
   for (const std::string& message : messages) CHECK(message.find("cannot write") != std::string::npos);
-  CHECK(folder.empty());
+  CHECK(folder.files().empty());
 }

@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "program_folder.h"
+#include "program.h"
 #include "slidetile/window_table.h"
 
 namespace fs = std::filesystem;
@@ -17,14 +17,7 @@ using slidetile::WindowTable;
 namespace {
 
 void check_fails(const Folder& folder, const std::string& arguments, const std::string& message) {
-  CAPTURE(arguments);
-  const Outcome outcome = folder.run("generate " + arguments);
-  CHECK(outcome.code == 2);
-  CHECK(outcome.out.empty());
-  CHECK(outcome.err.starts_with("slidetile: "));
-  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-  CHECK(contains(outcome.err, message));
-  CHECK_FALSE(fs::exists(folder / "a.gif"));
+  check_mistake(folder, "generate " + arguments, message);
 }
 
 const std::string kSentence = "'a small red circle moves left' ";

@@ -2,7 +2,6 @@
 #include "video/model.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -10,6 +9,7 @@
 #include "slidetile/error.h"
 #include "slidetile/file.h"
 #include "slidetile/safetensors.h"
+#include "temporary_folder.h"
 #include "video/model_files.h"
 #include "video/sprites.h"
 #include "video_fill.h"
@@ -20,16 +20,6 @@ namespace {
 using torch::Tensor;
 
 namespace fs = std::filesystem;
-
-struct Folder {
-  Folder() : path(fs::temp_directory_path() / ("slidetile_model_test_" + std::to_string(getpid()))) {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-  fs::path path;
-};
 
 DitConfig small_config() {
   return {.num_attention_heads = 2,
@@ -72,7 +62,7 @@ std::string error_of(const std::function<void()>& action) {
 constexpr const char* kWeights = "transformer/diffusion_pytorch_model.safetensors";
 
 // Writes the transformer's weights again, changed.
-void change_weights(const Folder& folder, const std::function<void(std::vector<SafetensorsTensor>&)>& change) {
+void change_weights(const TemporaryFolder& folder, const std::function<void(std::vector<SafetensorsTensor>&)>& change) {
   const SafetensorsFile file(folder / kWeights);
   std::vector<SafetensorsTensor> tensors = file.tensors();
   change(tensors);
@@ -82,7 +72,7 @@ void change_weights(const Folder& folder, const std::function<void(std::vector<S
 }  // namespace
 
 TEST_CASE("a model is read back as it was saved") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Model model = small_model();
   save_model(folder / "model", model);
   const Model back = load_model(folder / "model", torch::kCPU);
@@ -96,7 +86,7 @@ TEST_CASE("a model is read back as it was saved") {
 }
 
 TEST_CASE("bf16 on disk and in memory") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Model model = small_model();
   save_model(folder / "model", model, torch::kBFloat16);
   const SafetensorsFile file(folder / ("model/" + std::string(kWeights)));
@@ -112,9 +102,9 @@ TEST_CASE("bf16 on disk and in memory") {
 }
 
 TEST_CASE("shards that an index names are read") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const Model model = small_model();
-  save_model(folder.path.string(), model);
+  save_model(folder.path(), model);
   nlohmann::json map;
   {
     const SafetensorsFile file(folder / kWeights);
@@ -143,11 +133,11 @@ TEST_CASE("shards that an index names are read") {
 }
 
 TEST_CASE("tensors that do not fit are named, with what was found and what was expected") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto load = [&] {
-    load_model(folder.path.string(), torch::kCPU);
+    load_model(folder.path(), torch::kCPU);
   };
-  save_model(folder.path.string(), small_model());
+  save_model(folder.path(), small_model());
   CHECK(error_of(load) == "");
   const auto without = [](const std::string& name) {
     return [name](std::vector<SafetensorsTensor>& tensors) {
@@ -157,7 +147,7 @@ TEST_CASE("tensors that do not fit are named, with what was found and what was e
   change_weights(folder, without("blocks.1.ffn.net.0.proj.bias"));
   CHECK(error_of(load) == folder / "transformer/diffusion_pytorch_model" + ": 'blocks.1.ffn.net.0.proj.bias' [20] is missing");
 
-  save_model(folder.path.string(), small_model());
+  save_model(folder.path(), small_model());
   change_weights(folder, [](auto& tensors) {
     for (auto& tensor : tensors) {
       if (tensor.name == "proj_out.weight") tensor.shape = {24, 12};
@@ -165,12 +155,12 @@ TEST_CASE("tensors that do not fit are named, with what was found and what was e
   });
   CHECK(error_of(load) == folder / kWeights + ": 'proj_out.weight' is [24, 12], expected [12, 24]");
 
-  save_model(folder.path.string(), small_model());
+  save_model(folder.path(), small_model());
   const std::vector<float> more(3);
   change_weights(folder, [&](auto& tensors) { tensors.push_back({"extra", "F32", {3}, std::as_bytes(std::span(more))}); });
   CHECK(error_of(load).find("'extra' [3] is no tensor of this model") != std::string::npos);
 
-  save_model(folder.path.string(), small_model());
+  save_model(folder.path(), small_model());
   change_weights(folder, [](auto& tensors) {
     for (auto& tensor : tensors) {
       if (tensor.name == "proj_out.bias") tensor.dtype = "I32";
@@ -180,8 +170,8 @@ TEST_CASE("tensors that do not fit are named, with what was found and what was e
 }
 
 TEST_CASE("folders that are no model are errors") {
-  const Folder folder;
-  const std::string model = folder.path.string();
+  const TemporaryFolder folder;
+  const std::string model = folder.path();
   const auto load = [&] {
     load_model(model, torch::kCPU);
   };

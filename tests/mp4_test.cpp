@@ -6,10 +6,10 @@ extern "C" {
 }
 #include <doctest/doctest.h>
 
-#include <cstdlib>
 #include <filesystem>
 #include <string>
 
+#include "temporary_folder.h"
 #include "video/frame_writer.h"
 
 using namespace slidetile::video;
@@ -65,25 +65,23 @@ Read read_mp4(const std::string& path) {
 }  // namespace
 
 TEST_CASE("frames come back nearly, with their number and time") {
-  std::string folder = (std::filesystem::temp_directory_path() / "slidetile_mp4_XXXXXX").string();
-  REQUIRE(mkdtemp(folder.data()) != nullptr);
+  const TemporaryFolder folder;
   const Clip clip = render(scene_from_sentence("a large red star moves left on clouds"), {16, 64, 64}, 7);
   const Frames frames = scaled(frames_of(clip), 4, Scaling::kNearest);
-  write_frames(folder + "/a.mp4", frames, 8);
-  const Read read = read_mp4(folder + "/a.mp4");
+  write_frames(folder / "a.mp4", frames, 8);
+  const Read read = read_mp4(folder / "a.mp4");
   CHECK(read.codec == (avcodec_find_encoder_by_name("libx264") != nullptr ? "h264" : "mpeg4"));
   REQUIRE(read.frames.count == 16);
   CHECK(read.seconds == doctest::Approx(2).epsilon(0.01));
   const Difference d = difference(read.frames, frames);
-  MESSAGE(read.codec, ": PSNR ", d.psnr, ", SSIM ", d.ssim, ", bytes ", std::filesystem::file_size(folder + "/a.mp4"));
+  MESSAGE(read.codec, ": PSNR ", d.psnr, ", SSIM ", d.ssim, ", bytes ", std::filesystem::file_size(folder / "a.mp4"));
   CHECK(d.psnr > 30);
   CHECK(encode_mp4(frames, 8) == encode_mp4(frames, 8));
 
   Frames odd = Frames::black(3, 33, 47);  // one row and column less
-  write_frames(folder + "/b.mp4", odd, 30);
-  const Read small = read_mp4(folder + "/b.mp4");
+  write_frames(folder / "b.mp4", odd, 30);
+  const Read small = read_mp4(folder / "b.mp4");
   CHECK(small.frames.count == 3);
   CHECK(small.frames.height == 32);
   CHECK(small.frames.width == 46);
-  std::filesystem::remove_all(folder);
 }

@@ -1,8 +1,11 @@
 #include "slidetile/parallel.h"
 
 #include <doctest/doctest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -68,3 +71,21 @@ TEST_CASE("thread counts") {
   CHECK_THROWS_AS(ThreadPool(-1), Error);
   CHECK(&default_executor() == &default_executor());
 }
+
+#ifndef __SANITIZE_THREAD__  // it ends children of processes that have threads
+TEST_CASE("a child of fork() has a pool of its own, and ends") {
+  default_executor().run(100, [](int64_t, int) {});
+  const pid_t child = fork();
+  REQUIRE(child >= 0);
+  if (child == 0) {
+    alarm(20);  // rather than hang
+    std::atomic<int> runs = 0;
+    default_executor().run(100, [&](int64_t, int) { ++runs; });
+    std::exit(runs == 100 ? 0 : 1);
+  }
+  int status = -1;
+  REQUIRE(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
+}
+#endif

@@ -1,17 +1,14 @@
 // slidetile plan from outside: the paper's Table 1, every pattern, errors in one line, the picture.
 #include <doctest/doctest.h>
 #include <png.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
 
+#include "program.h"
+#include "slidetile/device_plan.h"
 #include "slidetile/window.h"
 
 namespace slidetile {
@@ -19,59 +16,25 @@ namespace {
 
 namespace fs = std::filesystem;
 
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-std::string read_text(const fs::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+nlohmann::json json_of(const Folder& folder, const std::string& arguments) {
+  const Outcome outcome = folder.run("plan " + arguments + " --json");
+  CAPTURE(arguments);
+  CHECK(outcome.code == 0);
+  CHECK(outcome.err.empty());
+  return nlohmann::json::parse(outcome.out);
 }
-
-/// A folder of its own in which the program runs.
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_plan_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  Folder(const Folder&) = delete;
-  Folder& operator=(const Folder&) = delete;
-
-  fs::path operator/(const char* name) const { return path_ / name; }
-  Outcome plan(const std::string& arguments) const {
-    const std::string command =
-        "cd '" + path_.string() + "' && '" SLIDETILE_PROGRAM_PATH "' plan " + arguments + " > .out 2> .err < /dev/null";
-    const int status = std::system(command.c_str());
-    REQUIRE(WIFEXITED(status));
-    return {WEXITSTATUS(status), read_text(path_ / ".out"), read_text(path_ / ".err")};
-  }
-  nlohmann::json json(const std::string& arguments) const {
-    const Outcome outcome = plan(arguments + " --json");
-    CAPTURE(arguments);
-    CHECK(outcome.code == 0);
-    CHECK(outcome.err.empty());
-    return nlohmann::json::parse(outcome.out);
-  }
-
- private:
-  fs::path path_;
-};
 
 TEST_CASE("the program prints the paper's Table 1") {
   const Folder folder;
   const std::string canvas = "--canvas 48x48x48 --tile 4x4x4 ";
-  const auto natten = folder.json(canvas + "--pattern natten --window 11x11x11");
+  const auto natten = json_of(folder, canvas + "--pattern natten --window 11x11x11");
   CHECK(natten["dense_block_fraction"].get<double>() == doctest::Approx(1.0 / 1728));
   CHECK(natten["mixed_block_fraction"].get<double>() == doctest::Approx(124.0 / 1728));
   CHECK(natten["mean_dense_block_fraction"].get<double>() == doctest::Approx(14 * 14 * 14 / (1728.0 * 1728)));
   CHECK(natten["full_tile_pairs"].get<int64_t>() + natten["partial_tile_pairs"].get<int64_t>() == 54 * 54 * 54);
   CHECK(natten["sparsity"].get<double>() == doctest::Approx(1 - 1331.0 / 110592));
   for (const auto& [window, tiles] : {std::pair{"3x3x3", 27}, {"5x5x5", 125}}) {
-    const auto sliding = folder.json(canvas + "--window " + window);
+    const auto sliding = json_of(folder, canvas + "--window " + window);
     CHECK(sliding["dense_block_fraction"].get<double>() == doctest::Approx(tiles / 1728.0));
     CHECK(sliding["mixed_block_fraction"].get<double>() == 0);
     CHECK(sliding["key_tiles_per_row"].get<double>() == doctest::Approx(tiles));
@@ -83,7 +46,7 @@ TEST_CASE("the program prints the paper's Table 1") {
 
 TEST_CASE("JSON says what the library counts, for heads, extra tokens and blocks") {
   const Folder folder;
-  const auto json = folder.json("--canvas 13x30x52 --window 1x2x3,3x4x7 --before 5 --after 100 --head-dim 64 --block 96x64");
+  const auto json = json_of(folder, "--canvas 13x30x52 --window 1x2x3,3x4x7 --before 5 --after 100 --head-dim 64 --block 96x64");
   const Window windows[] = {{1, 2, 3}, {3, 4, 7}};
   const Plan plan = sliding_tile_plan(Grid({13, 30, 52}, kDefaultTile), windows, {5, 100});
   CHECK(json["heads"] == 2);
@@ -96,20 +59,28 @@ TEST_CASE("JSON says what the library counts, for heads, extra tokens and blocks
   CHECK(json["blocks"]["full"] == counts.full);
   CHECK(json["blocks"]["partial"] == counts.partial);
   CHECK(json["blocks"]["empty"] == counts.empty);
-  CHECK(folder.json("--canvas 8x8 --tile 4x4 --pattern full")["sparsity"] == 0);
-  CHECK(folder.json("--canvas 8x8 --tile 4x4 --pattern clear --radius 1 --heads 7")["flops"].get<double>() == 4.0 * 64 * 128 * 7);
-  CHECK(folder.json("--canvas 8x8 --tile 4x4 --pattern swin --window 4x4 --shift 0,2,2")["density"].get<double>() == 0.375 * 0.375);
-  CHECK(folder.json("--canvas 8x8x8 --tile 4x4x4 --pattern natten --window 2x4x8 --stride 2x1x1 --dilation 4x2x1 --causal t")
+  const DeviceBlocks hopper = device_blocks(plan);
+  if (hopper.why_not.empty()) {
+    CHECK(json["hopper"]["query_block"] == to_string(hopper.query));
+    CHECK(json["hopper"]["key_rows"] == hopper.key_rows);
+    CHECK(json["hopper"]["multiplied_over_visible"].get<double>() >= 1);
+  } else {
+    CHECK(json["hopper"]["why_not"] == hopper.why_not);
+  }
+  CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern full")["sparsity"] == 0);
+  CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern clear --radius 1 --heads 7")["flops"].get<double>() == 4.0 * 64 * 128 * 7);
+  CHECK(json_of(folder, "--canvas 8x8 --tile 4x4 --pattern swin --window 4x4 --shift 0,2,2")["density"].get<double>() == 0.375 * 0.375);
+  CHECK(json_of(folder, "--canvas 8x8x8 --tile 4x4x4 --pattern natten --window 2x4x8 --stride 2x1x1 --dilation 4x2x1 --causal t")
             .contains("causal"));
 }
 
 TEST_CASE("the table and the help are for people") {
   const Folder folder;
-  const Outcome table = folder.plan("--canvas 30x48x80 --window 3x3x3 --after 256 --heads 24");
+  const Outcome table = folder.run("plan --canvas 30x48x80 --window 3x3x3 --after 256 --heads 24");
   CHECK(table.code == 0);
-  for (const char* part : {"sliding tile attention", "115,456", "sparsity", "speed-up", "28"})
+  for (const char* part : {"sliding tile attention", "115,456", "sparsity", "speed-up", "28", "on Hopper GPUs"})
     CHECK(table.out.find(part) != std::string::npos);
-  const Outcome help = folder.plan("--help");
+  const Outcome help = folder.run("plan --help");
   CHECK(help.code == 0);
   for (const char* part : {"--canvas", "--png", "--dilation", "Examples:", "dense_block_fraction"})
     CHECK(help.out.find(part) != std::string::npos);
@@ -141,23 +112,14 @@ TEST_CASE("mistakes are one line that names them, and exit code 2") {
       {"--canvas 8x8x8 --tile 4x4x4 --window 1x1x1 --block 0x8", "0x8"},
       {"--canvas 8x8x8 --tile 4x4x4 --window 1x1x1 --head-dim 257", "257"},
   };
-  for (const auto& [arguments, message] : mistakes) {
-    CAPTURE(arguments);
-    const Outcome outcome = folder.plan(arguments);
-    CAPTURE(outcome.err);
-    CHECK(outcome.code == 2);
-    CHECK(outcome.out.empty());
-    CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-    CHECK(outcome.err.find(message) != std::string::npos);
-  }
-  CHECK(!fs::exists(folder / "a.png"));
+  for (const auto& [arguments, message] : mistakes) check_mistake(folder, "plan " + arguments, message);
 }
 
 TEST_CASE("the picture shows as many tokens as the query sees") {
   const Folder folder;
   const std::string size = "--canvas 1x8x8 --tile 1x4x4 ";  // drawn with 14 pixels a token
   for (const auto& [pattern, seen] : {std::pair{"--pattern full", 64}, {"--window 1x1x1", 16}, {"--window 1x1x2", 32}}) {
-    CHECK(folder.plan(size + pattern + " --png seen.png --query 0,5,2").code == 0);
+    CHECK(folder.run("plan " + size + pattern + " --png seen.png --query 0,5,2").code == 0);
     png_image image{};
     image.version = PNG_IMAGE_VERSION;
     REQUIRE(png_image_begin_read_from_file(&image, (folder / "seen.png").c_str()) != 0);
@@ -174,7 +136,7 @@ TEST_CASE("the picture shows as many tokens as the query sees") {
     CHECK(blue < (seen + 1) * token);
     CHECK(red >= 14 * 14);
   }
-  CHECK(folder.plan("--canvas 30x48x80 --window 3x3x3 --png video.png").code == 0);
+  CHECK(folder.run("plan --canvas 30x48x80 --window 3x3x3 --png video.png").code == 0);
   CHECK(fs::file_size(folder / "video.png") > 1000);
   CHECK(!fs::exists(folder / "video.png.part"));
 }

@@ -1,11 +1,10 @@
 // The program from outside: exit codes, one line for each error, help texts, and attend against the library.
+#include "program.h"
+
 #include <doctest/doctest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -25,58 +24,6 @@ using namespace slidetile;
 namespace fs = std::filesystem;
 
 namespace {
-
-struct Outcome {
-  int code;
-  std::string out, err;
-};
-
-std::string read_text(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
-
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + '/' + name; }
-
-  /// Runs the program in this folder, its standard output and error in files.
-  Outcome run(const std::string& arguments) const { return shell("'" SLIDETILE_PROGRAM_PATH "' " + arguments); }
-  Outcome shell(const std::string& command) const {
-    const std::string whole =
-        "cd '" + path_ + "' && ( " + command + " ) > '" + *this / ".out" + "' 2> '" + *this / ".err" + "' < /dev/null";
-    const int status = std::system(whole.c_str());
-    REQUIRE(WIFEXITED(status));
-    return {WEXITSTATUS(status), read_text(*this / ".out"), read_text(*this / ".err")};
-  }
-
- private:
-  std::string path_;
-};
-
-bool contains(const std::string& text, const std::string& part) {
-  if (text.find(part) != std::string::npos) return true;
-  MESSAGE(text, " has no: ", part);
-  return false;
-}
-
-void check_fails(const Folder& folder, const std::string& arguments, const std::string& message) {
-  CAPTURE(arguments);
-  const Outcome outcome = folder.run(arguments);
-  CHECK(outcome.code == 2);
-  CHECK(outcome.out.empty());
-  CHECK(outcome.err.starts_with("slidetile: "));
-  CHECK(std::count(outcome.err.begin(), outcome.err.end(), '\n') == 1);
-  CHECK(outcome.err.ends_with('\n'));
-  CHECK(contains(outcome.err, message));
-  CHECK_FALSE(fs::exists(folder / "out"));
-}
 
 constexpr std::array<int64_t, 4> kShape{2, 3, 127, 8};  // 120 tokens of canvas 4x6x5, 3 before and 4 after
 
@@ -154,7 +101,22 @@ TEST_CASE("kernels") {
     CHECK(kernel["device"] == "cpu");
     CHECK(kernel["can_run"] == kernel["reason"].get<std::string>().empty());
   }
-  check_fails(folder, "kernels --device tpu", "tpu");
+  // On a GPU: those that the library lists, each with the reason where it can't run here.
+  const Outcome cuda = folder.run("kernels --json --device cuda");
+  CHECK(cuda.code == 0);
+  std::vector<KernelInfo> listed = forward_kernels(DeviceType::kCuda);
+  for (const KernelInfo& kernel : backward_kernels(DeviceType::kCuda)) listed.push_back(kernel);
+  const nlohmann::json on_cuda = nlohmann::json::parse(cuda.out);
+  REQUIRE(on_cuda["kernels"].size() == listed.size());
+  const Outcome cuda_table = folder.run("kernels --device cuda");
+  for (size_t i = 0; i < listed.size(); ++i) {
+    CHECK(on_cuda["kernels"][i]["name"] == listed[i].name);
+    CHECK(on_cuda["kernels"][i]["reason"] == listed[i].reason);
+    CHECK(contains(cuda_table.out, listed[i].name));
+    CHECK(contains(cuda_table.out, listed[i].reason.empty() ? "can run" : "cannot run: " + listed[i].reason));
+  }
+  if (listed.empty()) CHECK(contains(cuda_table.out, "this build has no CUDA back end"));
+  check_mistake(folder, "kernels --device tpu", "tpu");
 }
 
 TEST_CASE("attend gives what the library gives") {
@@ -227,12 +189,12 @@ TEST_CASE("a GPU, or one line that says why there is none") {
   for (const KernelInfo& kernel : forward_kernels(DeviceType::kCuda)) can_run = can_run || kernel.reason.empty();
   const std::string attend = "attend in out --canvas 4x6x5 --tile 2x3x2 --before 3 --after 4 --window 1x2x2 --device cuda ";
   if (!can_run) {
-    check_fails(folder, attend, "cuda");
-    check_fails(folder, "bench --device cuda", "bench: ");
+    check_mistake(folder, attend, "cuda");
+    check_mistake(folder, "bench --device cuda", "bench: ");
     return;
   }
-  check_fails(folder, attend + "--kernel reference", "no kernel is named 'reference' on cuda:0");
-  check_fails(folder, attend + "--key-lengths 125,122", "key length 122 must be 123 to 127");
+  check_mistake(folder, attend + "--kernel reference", "no kernel is named 'reference' on cuda:0");
+  check_mistake(folder, attend + "--key-lengths 125,122", "key length 122 must be 123 to 127");
   CHECK(folder.run(attend + "--key-lengths 125,123").code == 0);
   const Window window{1, 2, 2};
   const int32_t lengths[] = {125, 123};
@@ -338,7 +300,7 @@ TEST_CASE("attend refuses what does not fit") {
       {with("axes") + window, "v of 'axes' has 3 axes, expected 4"},
       {with("shapes") + window, "v is [1, 1, 4, 8], expected [2, 3, 127, 8]"},
   };
-  for (const auto& [arguments, message] : cases) check_fails(folder, arguments, message);
+  for (const auto& [arguments, message] : cases) check_mistake(folder, arguments, message);
 
   // A disk that is full: nothing is left behind.
   const Outcome full = folder.shell("ulimit -f 1; '" SLIDETILE_PROGRAM_PATH "' " + kAttend + window);

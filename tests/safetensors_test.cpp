@@ -3,41 +3,21 @@
 
 #include <doctest/doctest.h>
 #include <sys/resource.h>
-#include <unistd.h>
 
 #include <array>
 #include <bit>
 #include <csignal>
 #include <cstring>
-#include <filesystem>
 #include <fstream>
 #include <string>
 
 #include "slidetile/error.h"
 #include "slidetile/file.h"
+#include "temporary_folder.h"
 
 using namespace slidetile;
-namespace fs = std::filesystem;
 
 namespace {
-
-// A folder of this test's own, removed with all that is in it.
-struct Folder {
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_test_XXXXXX").string();
-    REQUIRE(mkdtemp(name.data()) != nullptr);
-    path = name;
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-  size_t files() const { return static_cast<size_t>(std::distance(fs::directory_iterator(path), fs::directory_iterator{})); }
-  fs::path path;
-};
-
-std::string text_of_file(const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
-}
 
 std::span<const std::byte> bytes_of(const std::string& text) { return std::as_bytes(std::span(text)); }
 
@@ -177,7 +157,7 @@ TEST_CASE("empty tensors, scalars, and tensors that start anywhere") {
 }
 
 TEST_CASE("what is written is read back, aligned, at once or not at all") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const std::string path = folder / "t.safetensors";
   Tensor f(DType::kF32, {1, 2, 3, 5}), h(DType::kBf16, {2, 1, 1, 1});
   for (int64_t i = 0; i < f.elements(); ++i) f.data<float>()[i] = static_cast<float>(i) / 7;
@@ -190,7 +170,7 @@ TEST_CASE("what is written is read back, aligned, at once or not at all") {
                                        {"w", "I64", {2}, std::as_bytes(std::span(wide))},
                                        {"none", "F16", {3, 0}, {}}};
   write_safetensors(path, tensors, {{"a", "b"}});
-  CHECK(folder.files() == 1);
+  CHECK(folder.files().size() == 1);
   {
     const SafetensorsFile file(path);
     CHECK(file.tensors().size() == 5);
@@ -221,7 +201,7 @@ TEST_CASE("what is written is read back, aligned, at once or not at all") {
       CHECK(contains(error.what(), expected));
     }
     CHECK(SafetensorsFile(path).tensors().size() == 1);
-    CHECK(folder.files() == 1);
+    CHECK(folder.files().size() == 1);
   };
   refused({tensors[0], tensors[0]}, "is given twice");
   refused({{"x", "U8", {4}, bytes_of(raw)}}, "tensor 'x': it has 3 bytes, expected 4 for shape [4] in U8");
@@ -235,7 +215,7 @@ TEST_CASE("what is written is read back, aligned, at once or not at all") {
 }
 
 TEST_CASE("files that can't be read or written") {
-  const Folder folder;
+  const TemporaryFolder folder;
   const auto io_error = [](const auto& action, const std::string& expected) {
     try {
       action();
@@ -253,11 +233,11 @@ TEST_CASE("files that can't be read or written") {
     };
   };
   io_error([&] { SafetensorsFile file(absent); }, "cannot open '" + absent + "': No such file or directory");
-  io_error([&] { SafetensorsFile file(folder.path.string()); }, "not a regular file");
+  io_error([&] { SafetensorsFile file(folder.path()); }, "not a regular file");
   io_error([&] { SafetensorsFile file("/dev/full"); }, "not a regular file");
   io_error(write_to("/dev/full"), "cannot write '/dev/full': it is not a regular file");
   io_error(write_to(folder / "no/such/folder"), "No such file or directory");
-  io_error(write_to(folder.path.string()), "not a regular file");
+  io_error(write_to(folder.path()), "not a regular file");
 
   write_file(path, std::string("old"));
   std::signal(SIGXFSZ, SIG_IGN);
@@ -267,10 +247,10 @@ TEST_CASE("files that can't be read or written") {
   setrlimit(RLIMIT_FSIZE, &small);
   io_error(write_to(path), "cannot write '" + path + "': File too large");
   setrlimit(RLIMIT_FSIZE, &before);
-  CHECK(text_of_file(path) == "old");
-  CHECK(folder.files() == 1);
+  CHECK(read_text(path) == "old");
+  CHECK(folder.files().size() == 1);
   write_to(path)();
-  CHECK(folder.files() == 1);
+  CHECK(folder.files().size() == 1);
   CHECK(SafetensorsFile(path).at("x").data.size() == raw.size());
 
   { std::ofstream empty(absent); }

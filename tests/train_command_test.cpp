@@ -5,7 +5,7 @@
 #include <filesystem>
 #include <string>
 
-#include "program_folder.h"
+#include "program.h"
 #include "slidetile/file.h"
 
 namespace fs = std::filesystem;

@@ -2,16 +2,13 @@
 #include "video/train.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 
-#include <cstdlib>
 #include <filesystem>
-#include <fstream>
-#include <stdexcept>
 #include <string>
 
 #include "slidetile/error.h"
 #include "slidetile/safetensors.h"
+#include "temporary_folder.h"
 #include "video/train_log.h"
 
 using namespace slidetile;
@@ -19,20 +16,6 @@ using namespace slidetile::video;
 namespace fs = std::filesystem;
 
 namespace {
-
-class Folder {
- public:
-  Folder() {
-    std::string name = (fs::temp_directory_path() / "slidetile_train_XXXXXX").string();
-    if (mkdtemp(name.data()) == nullptr) throw std::runtime_error("no folder");
-    path_ = name;
-  }
-  ~Folder() { fs::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + '/' + name; }
-
- private:
-  std::string path_;
-};
 
 TrainRequest tiny(const std::string& out) {
   TrainRequest request;
@@ -62,12 +45,7 @@ std::string message_of(const TrainRequest& request) {
 }
 
 std::string weights_of(const std::string& model) {
-  std::string text;
-  for (const char* file : {"/transformer/diffusion_pytorch_model.safetensors", "/text_encoder/model.safetensors"}) {
-    std::ifstream in(model + file, std::ios::binary);
-    text += std::string(std::istreambuf_iterator<char>(in), {});
-  }
-  return text;
+  return read_text(model + "/transformer/diffusion_pytorch_model.safetensors") + read_text(model + "/text_encoder/model.safetensors");
 }
 
 }  // namespace
@@ -85,7 +63,7 @@ TEST_CASE("training") {
     CHECK_THROWS_AS(train(tiny("x")), Error);
     return;
   }
-  const Folder folder;
+  const TemporaryFolder folder;
   const TrainSummary whole = train(tiny(folder / "whole"));
   REQUIRE(whole.log.size() == 8);
   CHECK(whole.log[5].loss < 0.9 * whole.log[0].loss);

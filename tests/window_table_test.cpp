@@ -2,7 +2,6 @@
 #include "slidetile/window_table.h"
 
 #include <doctest/doctest.h>
-#include <unistd.h>
 #include <zlib.h>
 
 #include <algorithm>
@@ -13,6 +12,7 @@
 
 #include "slidetile/error.h"
 #include "slidetile/file.h"
+#include "temporary_folder.h"
 
 using namespace slidetile;
 namespace fs = std::filesystem;
@@ -74,19 +74,17 @@ TEST_CASE("the strategy for HunyuanVideo is the published one") {
 
 TEST_CASE("both forms and gzip give the table back") {
   const WindowTable small(2, 1, 3, {{1, 2, 3}, {3, 2, 1}, {1, 2, 3}, {4, 4, 4}, {1, 1, 2147483647}, {3, 2, 1}});
-  std::string folder = (fs::temp_directory_path() / "slidetile_test_XXXXXX").string();
-  REQUIRE(mkdtemp(folder.data()) != nullptr);
+  const TemporaryFolder folder;
   for (const WindowTable* table : {&small, &hunyuan_strategy()}) {
     for (const TableForm form : {TableForm::kPublished, TableForm::kCompact}) {
       CHECK(WindowTable::from_json(table->to_json(form)) == *table);
-      for (const char* name : {"/t.json", "/t.json.gz"}) {
-        table->save(folder + name, form);
-        CHECK(WindowTable::load(folder + name) == *table);
+      for (const char* name : {"t.json", "t.json.gz"}) {
+        table->save(folder / name, form);
+        CHECK(WindowTable::load(folder / name) == *table);
       }
-      CHECK(fs::file_size(folder + "/t.json.gz") < fs::file_size(folder + "/t.json"));
+      CHECK(fs::file_size(folder / "t.json.gz") < fs::file_size(folder / "t.json"));
     }
   }
-  fs::remove_all(folder);
   CHECK(small.to_json(TableForm::kPublished) ==
         "{\n\"0_0_0\": [1, 2, 3],\n\"0_0_1\": [3, 2, 1],\n\"0_0_2\": [1, 2, 3],\n\"1_0_0\": [4, 4, 4],\n\"1_0_1\": [1, 1, "
         "2147483647],\n\"1_0_2\": [3, 2, 1]\n}\n");
@@ -150,28 +148,24 @@ TEST_CASE("tables that do not fit are errors that name what is wrong") {
 
 TEST_CASE("files cut anywhere are errors") {
   const WindowTable table(1, 2, 2, {{1, 2, 3}, {3, 2, 1}, {1, 2, 3}, {4, 4, 4}});
-  std::string folder = (fs::temp_directory_path() / "slidetile_test_XXXXXX").string();
-  REQUIRE(mkdtemp(folder.data()) != nullptr);
+  const TemporaryFolder folder;
   for (const TableForm form : {TableForm::kPublished, TableForm::kCompact}) {
-    table.save(folder + "/t.gz", form);
-    const MappedFile file(folder + "/t.gz");
+    table.save(folder / "t.gz", form);
+    const MappedFile file(folder / "t.gz");
     const std::string gzip(reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()), plain = table.to_json(form);
     for (size_t length = 0; length < gzip.size(); ++length) CHECK_FALSE(error_of(gzip.substr(0, length)).empty());
     for (size_t length = 0; length + 2 < plain.size(); ++length) CHECK_FALSE(error_of(plain.substr(0, length)).empty());
     CHECK(contains(error_of(gzip + "x"), "1 bytes after the end of its gzip data"));
   }
-  fs::remove_all(folder);
 }
 
 TEST_CASE("a small file that decompresses to a huge one is an error") {
   const std::string blanks(size_t{1} << 20, ' ');
-  std::string folder = (fs::temp_directory_path() / "slidetile_test_XXXXXX").string();
-  REQUIRE(mkdtemp(folder.data()) != nullptr);
-  const std::string path = folder + "/t.gz";
+  const TemporaryFolder folder;
+  const std::string path = folder / "t.gz";
   gzFile out = gzopen(path.c_str(), "wb1");
   for (int i = 0; i < 65; ++i) REQUIRE(gzwrite(out, blanks.data(), static_cast<unsigned>(blanks.size())) > 0);
   REQUIRE(gzclose(out) == Z_OK);
   CHECK_THROWS_WITH_AS(WindowTable::load(path), ("window table '" + path + "': it decompresses to more than 67108864 bytes").c_str(),
                        Error);
-  fs::remove_all(folder);
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# README's C++ example is examples/attention.cpp, which is built and run as a test, and every file that README links to exists.
+# README's C++ example is examples/attention.cpp, which is built and run as a test, every file that README links to exists, and its chart is
+# drawn from the results that are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bad=0
@@ -11,5 +12,8 @@ for document in README.md CONTRIBUTING.md docs/*.md; do
     [ -e "$(dirname "$document")/$link" ] || { echo "$document: links to $link, which does not exist"; bad=1; }
   done < <(grep -oE '\]\([^)#]+' "$document" | cut -c3- | grep -vE '^[a-z]+:' || true)
 done
-[ $bad -eq 0 ] && echo "check_readme: the example and the links are right"
+if ! python3 tools/make_chart.py - | cmp -s - docs/images/speed.svg; then
+  echo "docs/images/speed.svg: not what tools/make_chart.py draws of bench/results"; bad=1
+fi
+[ $bad -eq 0 ] && echo "check_readme: the example, the links and the chart are right"
 exit $bad

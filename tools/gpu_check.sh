@@ -48,6 +48,7 @@ status=0
 if [ $status -eq 77 ]; then cat "$out/probe.log"; exit 77; fi
 run cuda_test 300 "$build"/tests/cuda_test --test-case-exclude='sanitizer*'
 tail -n 12 "$out/cuda_test.log"
+run lost_device 60 "$build"/tests/cuda_test --no-skip --test-case='a lost device*'
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck synccheck; do
     run "$tool" 180 compute-sanitizer --error-exitcode 1 --tool "$tool" "$build"/tests/cuda_test --test-case='sanitizer*'
@@ -57,7 +58,7 @@ else
   echo "compute-sanitizer: not found, skipped"
   checks+=('"sanitizer": "skipped"')
 fi
-run bench 400 "$build"/cli/slidetile bench --device cuda --json "$out/bench.json"
+run bench 400 "$build"/cli/slidetile bench --device cuda --seconds 1 --json "$out/bench.json"
 cat "$out/bench.log"
 
 commit=$(git rev-parse HEAD 2>/dev/null || cat COMMIT 2>/dev/null || echo "${COMMIT:-unknown}")

@@ -1,3 +1,4 @@
+// What a judgement adds up, and the file of sentences that it starts from.
 #include <fstream>
 
 #include "slidetile/error.h"

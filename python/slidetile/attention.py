@@ -15,6 +15,9 @@ Layout = Literal["bhsd", "bshd"]
 """Order of an array's axes: b batch, h heads, s tokens, d head_dim."""
 
 
+_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
 class Kernel(NamedTuple):
     """A kernel of this build. ``reason`` says why this machine can't run it, and is empty if it can."""
 
@@ -40,6 +43,10 @@ def _describe(array: Any) -> Any:
         from .torch import _describe as describe_tensor
 
         return describe_tensor(array)
+    if _is_jax(array):
+        if isinstance(array, sys.modules["jax"].core.Tracer):
+            raise ValueError("an array that jax traces has no memory: call this outside jit and grad, or through jax.pure_callback")
+        array.block_until_ready()
     if not hasattr(array, "__dlpack__"):
         raise TypeError(f"a {type(array).__name__}, expected an array that has DLPack (of numpy, torch, jax, cupy, ...)")
     # numpy has no bfloat16 of its own; the one that jax brings (ml_dtypes) does not go through DLPack.
@@ -50,8 +57,23 @@ def _describe(array: Any) -> Any:
     return array
 
 
+def _is_jax(array: Any) -> bool:
+    return "jax" in sys.modules and isinstance(array, sys.modules["jax"].Array)
+
+
+def _writable(array: Any, name: str) -> Any:
+    if _is_jax(array):
+        raise ValueError(f"{name}: an array of jax is read-only, expected a writable array")
+    return _describe(array)
+
+
+def _finished(array: Any, like: Any) -> Any:
+    """An array of ``_empty_like`` once it is written: jax's are never written again."""
+    return sys.modules["jax"].numpy.from_dlpack(array) if _is_jax(like) else array
+
+
 def _empty_like(array: Any, shape: tuple[int, ...], float32: bool = False) -> Any:
-    """A new array of the same library, on the same device."""
+    """A new array of the same library, on the same device: for jax, the memory of one."""
     if isinstance(array, np.ndarray):
         return np.empty(shape, np.float32 if float32 else array.dtype)
     library = type(array).__module__.partition(".")[0]
@@ -59,6 +81,12 @@ def _empty_like(array: Any, shape: tuple[int, ...], float32: bool = False) -> An
     if library in ("torch", "cupy") and module is not None:
         place = {"device": array.device} if library == "torch" else {}
         return module.empty(shape, dtype=module.float32 if float32 else array.dtype, **place)
+    if _is_jax(array) and array.dtype.name in _SHORT and all(device.platform == "cpu" for device in array.devices()):
+        return _core.host_array(shape, "f32" if float32 else _SHORT[array.dtype.name])
+    if _is_jax(array):
+        raise ValueError(
+            f"out: {array.dtype.name} arrays of jax on {array.device} can't be made here; on a GPU pass torch.from_dlpack(array)"
+        )
     raise ValueError(f"out: arrays of {library} can't be made empty here; pass out= (and lse=) as writable arrays")
 
 
@@ -98,11 +126,20 @@ def _core_of(plan: Plan) -> _core.Plan:
     return plan.core
 
 
+def scale_number(scale: float | None) -> float:
+    """The scale as the library takes it: there 0 stands for 1 / sqrt(head_dim), so nobody else may say 0."""
+    if scale is None:
+        return 0.0
+    if -1e-38 < scale < 1e-38:
+        raise ValueError(f"scale is {scale}, expected a number of float32 other than 0, or None for 1 / sqrt(head_dim)")
+    return float(scale)
+
+
 def _call(layout: Layout, scale: float | None, key_lengths: Any, kernel: str, queue: tuple[int, Any]) -> tuple:
     if key_lengths is not None and isinstance(key_lengths, (list, tuple)):
         key_lengths = np.asarray(key_lengths, dtype=np.int32)
     lengths = None if key_lengths is None else _describe(key_lengths)
-    return layout, 0.0 if scale is None else float(scale), lengths, kernel, *queue
+    return layout, scale_number(scale), lengths, kernel, *queue
 
 
 def attention_forward(
@@ -127,20 +164,19 @@ def attention_forward(
 
     ``scale`` is 1 / sqrt(head_dim) unless given. ``key_lengths``, int32 [batch] on q's device, says how many tokens of the sequence each
     batch item uses (only tokens after the canvas may be unused); rows past it give 0 and -inf. ``kernel`` names one of ``kernels()``, or
-    "reference" for double-precision loops. ``out`` and ``lse`` are written where given; arrays of libraries other than numpy, torch and
-    cupy need them. On CUDA, arrays of torch and cupy use the current stream, or the one whose handle is given as ``stream``. Gradients are
-    not recorded: ``slidetile.torch`` does that.
+    "reference" for double-precision loops. ``out`` and ``lse`` are written where given; arrays of libraries other than numpy, torch, cupy
+    and (on the host) jax need them. On CUDA, arrays of torch and cupy use the current stream, or the one whose handle is given as
+    ``stream``. Gradients are not recorded: ``slidetile.torch`` does that.
 
     Raises ValueError for arrays that do not fit each other or the plan, NotImplementedError where no kernel can run the problem.
     """
     described = tuple(_describe(array) for array in (q, k, v))
-    if out is None:
-        out = _empty_like(q, tuple(q.shape))
-    if lse is None and len(q.shape) == 4:
-        lse = _empty_like(q, _lse_shape(tuple(q.shape), layout), float32=True)
+    to_out = _empty_like(q, tuple(q.shape)) if out is None else out
+    to_lse = _empty_like(q, _lse_shape(tuple(q.shape), layout), float32=True) if lse is None and len(q.shape) == 4 else lse
     call = _call(layout, scale, key_lengths, kernel, _queue(q, stream))
-    _core.forward((*described, _describe(out), None if lse is None else _describe(lse)), _core_of(plan), call)
-    return out, lse
+    targets = _writable(to_out, "out"), None if to_lse is None else _writable(to_lse, "lse")
+    _core.forward((*described, *targets), _core_of(plan), call)
+    return _finished(to_out, q) if out is None else out, _finished(to_lse, q) if lse is None else lse
 
 
 def attention_backward(
@@ -165,7 +201,8 @@ def attention_backward(
     grads = tuple(_empty_like(array, tuple(array.shape)) for array in (q, k, v))
     arrays = tuple(_describe(array) for array in (q, k, v, out, lse, dout, *grads))
     _core.backward(arrays, _core_of(plan), _call(layout, scale, key_lengths, kernel, _queue(q, stream)))
-    return grads
+    dq, dk, dv = (_finished(grad, array) for grad, array in zip(grads, (q, k, v), strict=True))
+    return dq, dk, dv
 
 
 def merge(out: Any, lse: Any, other_out: Any, other_lse: Any, *, layout: Layout = "bhsd") -> None:
@@ -179,5 +216,5 @@ def merge(out: Any, lse: Any, other_out: Any, other_lse: Any, *, layout: Layout 
         for target, result in zip((out, lse), merged(out, lse, other_out, other_lse, layout=layout), strict=True):
             target.copy_(result)
         return
-    first, second = ((_describe(part), _describe(denominator)) for part, denominator in ((out, lse), (other_out, other_lse)))
-    _core.merge(first, second, layout)
+    into, other = (_writable(out, "out"), _writable(lse, "lse")), (_describe(other_out), _describe(other_lse))
+    _core.merge(into, other, layout)

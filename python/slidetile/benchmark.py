@@ -11,17 +11,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from . import _core
-from .attention import kernels
+from .attention import _SHORT, kernels
 from .plans import Plan
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
 
-_SHORT = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 # Rounding of the results, then of what happens between them, relative to the norm.
 _TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2, "float16": 2e-3}
 _TOLERANCE_ON_CUDA = _TOLERANCE | {"float32": 2e-3}  # its f32 products may be tf32
 _WARM = 0.2  # of the time
-_CALLS = 5  # timed together on a GPU
+_WARM_CALLS, _CALLS = 25, 40  # back to back on a GPU, where that fits into a quarter of the time each; all of it twice
 
 
 class BenchRow(NamedTuple):
@@ -51,7 +50,8 @@ def bench(
     """Times every kernel of this build for ``device`` on one batch item of random numbers, best kernel first.
 
     ``plan`` and ``heads`` x ``head_dim`` are the problem, ``seconds`` what each kernel may take once its result was found right. "cuda"
-    needs torch. The program's ``slidetile bench`` also measures the processor's own peak beside the kernels.
+    needs torch; calls are timed back to back there, so a problem smaller than what a call costs the host shows the host's time. That is
+    how the program's ``slidetile bench`` does it, which also measures the machine's own peak beside the kernels.
 
     Raises ValueError for arguments that do not fit, RuntimeError for a wrong result.
     """
@@ -80,19 +80,9 @@ def bench(
             error = problem.error(direction, run)
             if not error < tolerance:
                 raise RuntimeError(f"{name}, {direction}: relative error {error:.2e}, expected less than {tolerance:.0e}")
-            median = _median_seconds(functools.partial(run.seconds, direction, name), seconds)
+            median = statistics.median(run.times(run.bound(direction, name), seconds))
             rows.append(BenchRow(name, direction, median * 1e3, flops / median, error, ""))
     return rows
-
-
-def _median_seconds(timed: Callable[[], float], seconds: float) -> float:
-    begin = time.perf_counter()
-    times: list[float] = []
-    while time.perf_counter() - begin < _WARM * seconds:
-        timed()
-    while not times or time.perf_counter() - begin < seconds:
-        times.append(timed())
-    return statistics.median(times)
 
 
 def _rounded(values: np.ndarray, dtype: str) -> np.ndarray:
@@ -167,12 +157,17 @@ class _Run:
             name: self.describe(array, "f32" if name == "lse" else _SHORT[problem.dtype]) for name, array in self.arrays.items()
         }
 
-    def call(self, direction: str, kernel: str) -> None:
+    def bound(self, direction: str, kernel: str) -> Callable[[], None]:
+        """A call with all that it passes made before: what it costs beyond the library's own function is a microsecond."""
         if direction == "forward":
             names, function = "q k v out lse", _core.forward
         else:
             names, function = "q k v out lse dout dq dk dv", _core.backward
-        function(tuple(self.described[name] for name in names.split()), self.plan.core, ("bhsd", 0.0, None, kernel, *self.queue()))
+        arrays = tuple(self.described[name] for name in names.split())
+        return functools.partial(function, arrays, self.plan.core, ("bhsd", 0.0, None, kernel, *self.queue()))
+
+    def call(self, direction: str, kernel: str) -> None:
+        self.bound(direction, kernel)()
 
     def place(self, values: np.ndarray) -> Any:
         return values
@@ -186,10 +181,17 @@ class _Run:
     def rows(self, name: str, head: int, tokens: Any) -> np.ndarray:
         return _as_double(self.arrays[name][0, head, tokens])
 
-    def seconds(self, direction: str, kernel: str) -> float:
+    def times(self, call: Callable[[], None], seconds: float) -> list[float]:
+        """Seconds a call, several times over."""
         begin = time.perf_counter()
-        self.call(direction, kernel)
-        return time.perf_counter() - begin
+        while time.perf_counter() - begin < _WARM * seconds:
+            call()
+        times: list[float] = []
+        while not times or time.perf_counter() - begin < seconds:
+            before = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - before)
+        return times
 
 
 class _CudaRun(_Run):
@@ -220,11 +222,21 @@ class _CudaRun(_Run):
         rows = self.arrays[name][0, head, self.torch.as_tensor(tokens, device="cuda").long()].cpu().numpy()
         return _as_double(rows.view(np.uint16) if rows.dtype == np.int16 else rows)
 
-    def seconds(self, direction: str, kernel: str) -> float:
+    def times(self, call: Callable[[], None], seconds: float) -> list[float]:
         begin, end = (self.torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        for _ in range(_CALLS):
-            self.call(direction, kernel)
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3 / _CALLS
+
+        def timed(calls: int) -> float:
+            begin.record()
+            for _ in range(calls):
+                call()
+            end.record()
+            end.synchronize()
+            return begin.elapsed_time(end) / 1e3 / calls
+
+        one = timed(2)
+        warm, calls = (max(1, min(most, int(seconds / 4 / one))) for most in (_WARM_CALLS, _CALLS))
+        times = []
+        for _ in range(2):
+            timed(warm)
+            times.append(timed(calls))
+        return times

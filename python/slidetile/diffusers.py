@@ -72,6 +72,17 @@ def _image_extent(ids: torch.Tensor) -> tuple[int, int]:
     return first.shape[0] // width, width
 
 
+def _timestep(arguments: dict[str, Any], geometry: Geometry) -> torch.Tensor:
+    """One number of a forward: the timestep of its batch, or what its tokens' sum to."""
+    timestep = arguments["timestep"].detach().double()
+    return timestep.sum() / max(timestep.shape[0] if timestep.dim() else 1, 1)
+
+
+def _minimax_h3_timestep(arguments: dict[str, Any], geometry: Geometry) -> torch.Tensor:
+    """That of the generated video's rows. Conditions and audio in the same sequence have timesteps of their own."""
+    return arguments["timestep"][arguments["timestep_indices"][geometry.before]].double()
+
+
 def _minimax_h3_geometry(config, arguments: dict[str, Any]) -> Geometry:
     return _packed_video(arguments["position_ids"], arguments["token_tags"])
 
@@ -106,6 +117,8 @@ class Model:
     tile: tuple[int, int, int] = DEFAULT_TILE
     watched: tuple[str, ...] = ()
     """Tensors whose content says the geometry: it is worked out again where one of them changed."""
+    timestep: Callable[[dict[str, Any], Geometry], torch.Tensor] = _timestep
+    """A number that every step of a run has its own of, in one direction."""
 
 
 def _stacks(*names: str, attention_name: str = "attn") -> Callable[[Any], list[Any]]:
@@ -116,7 +129,9 @@ MODELS = {
     "WanTransformer3DModel": Model(_stacks("blocks", attention_name="attn1"), _wan_geometry),
     "HunyuanVideoTransformer3DModel": Model(_stacks("transformer_blocks", "single_transformer_blocks"), _hunyuan_video_geometry),
     "HunyuanVideo15Transformer3DModel": Model(_stacks("transformer_blocks"), _hunyuan_video15_geometry),
-    "MiniMaxH3Transformer3DModel": Model(_stacks("transformer_blocks"), _minimax_h3_geometry, watched=("position_ids", "token_tags")),
+    "MiniMaxH3Transformer3DModel": Model(
+        _stacks("transformer_blocks"), _minimax_h3_geometry, watched=("position_ids", "token_tags"), timestep=_minimax_h3_timestep
+    ),
     "FluxTransformer2DModel": Model(_stacks("transformer_blocks", "single_transformer_blocks"), _flux_geometry, IMAGE_TILE, ("img_ids",)),
 }
 
@@ -246,7 +261,7 @@ class _Steps:
     direction: float = 0.0
 
     def see(self, timestep: torch.Tensor) -> int:
-        value = float(timestep.detach().double().sum() / max(timestep.shape[0] if timestep.dim() else 1, 1))
+        value = float(timestep)
         if self.last is not None and value != self.last:
             direction = 1.0 if value > self.last else -1.0
             if self.direction in (0.0, direction):
@@ -363,7 +378,7 @@ class _Taken:
     def prepare(self, arguments: dict[str, Any]) -> None:
         windows, controller = self.controller._windows, self.controller
         geometry = self.find_geometry(arguments)
-        step = controller._steps.see(arguments["timestep"]) if windows.by_step() else 0
+        step = controller._steps.see(self.spec.timestep(arguments, geometry)) if windows.by_step() else 0
         if self.current == (geometry, step):
             return
         for layer, module in enumerate(self.spec.layers(self.model)):

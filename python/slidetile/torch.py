@@ -10,28 +10,40 @@ import numpy as np
 import torch
 
 from . import _core
-from .attention import Layout
+from .attention import Layout, scale_number
 from .plans import DEFAULT_TILE, Dim, Plan, _per_head, dim3
 
 __all__ = ["attention", "merge", "sliding_tile_attention"]
 
 _NAMES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16", torch.int32: "i32", torch.uint8: "u8"}
 
+_Options = tuple[Any, float, str, str]  # key_lengths, scale, layout, kernel
+
 _library = torch.library.Library("slidetile", "DEF")
+# A graph that torch.compile captures would hold the plan of its capture, whatever plan comes later: the operators run between such graphs.
+_TAGS = tuple(tag for tag in (getattr(torch.Tag, "cudagraph_unsafe", None),) if tag is not None)
 _library.define(
     "attention_forward(Tensor q, Tensor k, Tensor v, Tensor plan, Tensor? key_lengths, float scale, str layout, str kernel)"
-    " -> (Tensor, Tensor)"
+    " -> (Tensor, Tensor)",
+    tags=_TAGS,
 )
 _library.define(
     "attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor plan, Tensor? key_lengths,"
-    " float scale, str layout, str kernel) -> (Tensor, Tensor, Tensor)"
+    " float scale, str layout, str kernel) -> (Tensor, Tensor, Tensor)",
+    tags=_TAGS,
 )
 
 
-def _describe(tensor: torch.Tensor) -> tuple:
-    """What the extension reads: cheaper than DLPack, and without its synchronisation of streams."""
+def _describe(tensor: torch.Tensor) -> Any:
+    """What the extension reads: cheaper than a DLPack capsule, and without its synchronisation of streams."""
+    if _READS_TENSORS:
+        return tensor
     index = tensor.get_device() if tensor.is_cuda else -1
     return tensor.data_ptr(), _NAMES.get(tensor.dtype, "other"), index, tensor.shape, tensor.stride()
+
+
+# PyTorch 2.10 and later describe a tensor to C, and give memory there.
+_READS_TENSORS = _core.use_tensor_type(torch.Tensor)
 
 
 def _plan_tensor(data: np.ndarray) -> torch.Tensor:
@@ -59,6 +71,12 @@ def _plan(plan: torch.Tensor) -> _core.Plan:
     return _core.plan_of(_describe(plan))
 
 
+def _data(plan: Plan | torch.Tensor) -> torch.Tensor:
+    if isinstance(plan, torch.Tensor):
+        return plan
+    return torch.from_numpy(plan.data) if plan.tensor is None else plan.tensor
+
+
 def _readable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dim() == 0 or tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -68,22 +86,25 @@ def _lse_like(q: torch.Tensor, layout: str) -> torch.Tensor:
     return q.new_empty((q.shape[0], q.shape[heads], q.shape[tokens]), dtype=torch.float32)
 
 
-def _run(function, arrays: tuple, plan: torch.Tensor, key_lengths, options: tuple[float, str, str]) -> None:
-    scale, layout, kernel = options
+def _call(function, arrays: tuple, plan: _core.Plan, options: _Options) -> None:
+    """Runs a function of the extension on the device and the current stream of the tensors."""
+    key_lengths, scale, layout, kernel = options
     q = arrays[0]
-    lengths = None if key_lengths is None else _describe(key_lengths)
-    described = tuple(_describe(array) for array in arrays)
-    if not q.is_cuda:
-        function(described, _plan(plan), (layout, scale, lengths, kernel, 0, None))
-        return
-    workspace = []
+    stream, allocate, workspace = 0, None, []
+    if not _READS_TENSORS:
+        arrays = tuple(_describe(array) for array in arrays)
+        key_lengths = None if key_lengths is None else _describe(key_lengths)
 
-    def allocate(size: int) -> int:
-        workspace.append(q.new_empty((size,), dtype=torch.uint8))
-        return workspace[0].data_ptr()
+        def allocate(size: int) -> int:
+            workspace.append(q.new_empty((size,), dtype=torch.uint8))
+            return workspace[0].data_ptr()
 
-    # The library itself makes q's device current for its launches.
-    function(described, _plan(plan), (layout, scale, lengths, kernel, _current_stream(q.get_device()), allocate))
+    if q.is_cuda:
+        stream = _current_stream(q.get_device())
+    try:
+        function(arrays, plan, (layout, scale, key_lengths, kernel, stream, allocate))  # the library makes q's device current itself
+    except MemoryError as error:
+        raise torch.OutOfMemoryError(str(error)) from error
 
 
 def _require_rank(q: torch.Tensor) -> None:
@@ -91,24 +112,32 @@ def _require_rank(q: torch.Tensor) -> None:
         raise ValueError(f"q: {q.dim()} axes, expected 4 (batch, heads, tokens, head_dim in the order of layout)")
 
 
-def _forward(q, k, v, plan, key_lengths, scale, layout, kernel):
+def _forward(q, k, v, plan, options, with_lse):
     _require_rank(q)
     q, k, v = _readable(q), _readable(k), _readable(v)
-    out, lse = torch.empty_like(q), _lse_like(q, layout)
-    _run(_core.forward, (q, k, v, out, lse), plan, key_lengths, (scale, layout, kernel))
+    out, lse = torch.empty_like(q), _lse_like(q, options[2]) if with_lse else None
+    _call(_core.forward, (q, k, v, out, lse), plan, options)
     return out, lse
 
 
-def _backward(dout, q, k, v, out, lse, plan, key_lengths, scale, layout, kernel):
-    q, k, v, out, dout = (_readable(tensor) for tensor in (q, k, v, out, dout))
+def _backward(dout, q, k, v, out, lse, plan, options):
+    q, k, v, dout = _readable(q), _readable(k), _readable(v), _readable(dout)
     grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    _run(_core.backward, (q, k, v, out, lse, dout, *grads), plan, key_lengths, (scale, layout, kernel))
+    _call(_core.backward, (q, k, v, out, lse, dout, *grads), plan, options)
     return grads
 
 
+def _forward_operator(q, k, v, plan, key_lengths, scale, layout, kernel):
+    return _forward(q, k, v, _plan(plan), (key_lengths, scale, layout, kernel), True)
+
+
+def _backward_operator(dout, q, k, v, out, lse, plan, key_lengths, scale, layout, kernel):
+    return _backward(dout, q, k, v, _readable(out), lse, _plan(plan), (key_lengths, scale, layout, kernel))
+
+
 for _device in ("CPU", "CUDA"):
-    _library.impl("attention_forward", _forward, _device)
-    _library.impl("attention_backward", _backward, _device)
+    _library.impl("attention_forward", _forward_operator, _device)
+    _library.impl("attention_backward", _backward_operator, _device)
 
 
 @torch.library.register_fake("slidetile::attention_forward", lib=_library)
@@ -123,12 +152,17 @@ def _backward_fake(dout, q, k, v, out, lse, plan, key_lengths, scale, layout, ke
     return torch.empty_like(_readable(q)), torch.empty_like(_readable(k)), torch.empty_like(_readable(v))
 
 
+def _backward_kernel(forward_kernel: str) -> str:
+    """A forward kernel's name means nothing to the backward pass, unless it is the loops that both have."""
+    return "reference" if forward_kernel == "reference" else ""
+
+
 def _setup_context(ctx, inputs, output):
     q, k, v, plan, key_lengths, ctx.scale, ctx.layout, kernel = inputs
     out, lse = output
     ctx.save_for_backward(q, k, v, out, lse, plan, key_lengths)
     ctx.mark_non_differentiable(lse)
-    ctx.kernel = "reference" if kernel == "reference" else ""
+    ctx.kernel = _backward_kernel(kernel)
 
 
 def _differentiate(ctx, dout, _):
@@ -138,21 +172,37 @@ def _differentiate(ctx, dout, _):
 
 
 class _Direct(torch.autograd.Function):
-    """The operators' autograd without the dispatcher between: a third of its host time."""
+    """The operators' autograd without the dispatcher between."""
 
     @staticmethod
-    def forward(ctx, q, k, v, plan, key_lengths, scale, layout, kernel):
-        out, lse = _forward(q, k, v, plan, key_lengths, scale, layout, kernel)
-        _setup_context(ctx, (q, k, v, plan, key_lengths, scale, layout, kernel), (out, lse))
+    def forward(ctx, q, k, v, plan, options, with_lse):
+        out, lse = _forward(q, k, v, plan.core, options, True)
+        ctx.save_for_backward(q, k, v, out, lse, options[0])
+        ctx.plan, ctx.options = plan, options
+        ctx.set_materialize_grads(False)  # lse's would be a tensor of zeros, filled at each call
+        if not with_lse:
+            return out
+        ctx.mark_non_differentiable(lse)
         return out, lse
 
     @staticmethod
-    def backward(ctx, dout, dlse):
+    def backward(ctx, dout, _=None):
+        q, k, v, out, lse, key_lengths = ctx.saved_tensors
+        _, scale, layout, kernel = ctx.options
+        kernel = _backward_kernel(kernel)
         if torch.is_grad_enabled() or not _plain(dout):  # create_graph: the operator says no to second derivatives when they are asked for
-            return _differentiate(ctx, dout, dlse)
-        q, k, v, out, lse, plan, key_lengths = ctx.saved_tensors
-        grads = _backward(dout, q, k, v, out, lse, plan, key_lengths, ctx.scale, ctx.layout, ctx.kernel)
-        return *grads, None, None, None, None, None
+            data = _data(ctx.plan)
+            grads = torch.ops.slidetile.attention_backward(dout, q, k, v, out, lse, data, key_lengths, scale, layout, kernel)
+        else:
+            grads = _backward(dout, q, k, v, out, lse, ctx.plan.core, (key_lengths, scale, layout, kernel))
+        return *grads, None, None, None
+
+
+def _as_lengths(key_lengths: Any, device: torch.device) -> torch.Tensor:
+    lengths = torch.as_tensor(key_lengths, device=device)
+    if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
+        raise ValueError(f"key_lengths: {lengths.dtype}, expected integers")
+    return lengths.to(torch.int32).contiguous()
 
 
 _PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
@@ -237,10 +287,7 @@ def attention(
     Raises ValueError for tensors that do not fit each other or the plan, NotImplementedError where no kernel can run the problem and for
     second derivatives.
     """
-    data = plan
-    if isinstance(plan, Plan):
-        data = torch.from_numpy(plan.data) if plan.tensor is None else plan.tensor
-    if not isinstance(data, torch.Tensor):
+    if not isinstance(plan, (Plan, torch.Tensor)):
         raise TypeError(f"plan: a {type(plan).__name__}, expected slidetile.Plan")
     if not (isinstance(q, torch.Tensor) and isinstance(k, torch.Tensor) and isinstance(v, torch.Tensor)):
         raise TypeError(f"q, k, v: {type(q).__name__}, {type(k).__name__}, {type(v).__name__}, expected torch.Tensor")
@@ -249,16 +296,18 @@ def attention(
         dtype = torch.get_autocast_dtype(device_type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if key_lengths is not None:
-        key_lengths = torch.as_tensor(key_lengths, dtype=torch.int32, device=q.device).contiguous()
-    arguments = q, k, v, data, key_lengths, 0.0 if scale is None else float(scale), layout, kernel
-    if torch.compiler.is_compiling() or not _plain(q, k, v):
+        key_lengths = _as_lengths(key_lengths, q.device)
+    options = key_lengths, scale_number(scale), layout, kernel
+    if torch.compiler.is_compiling() or not isinstance(plan, Plan) or not _plain(q, k, v):
         if not q.device == k.device == v.device:
             raise ValueError(f"q, k, v: on {q.device}, {k.device}, {v.device}, expected one device")
-        out, lse = torch.ops.slidetile.attention_forward(*arguments)
-    elif torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        out, lse = _Direct.apply(*arguments)
+        out, lse = torch.ops.slidetile.attention_forward(q, k, v, _data(plan), *options)
+    elif not (torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)):
+        out, lse = _forward(q, k, v, plan.core, options, return_lse)
+    elif return_lse:
+        out, lse = _Direct.apply(q, k, v, plan, options, True)
     else:
-        out, lse = _forward(*arguments)
+        return _Direct.apply(q, k, v, plan, options, False)
     return (out, lse) if return_lse else out
 
 
@@ -288,17 +337,16 @@ def merge(
     return merged.to(out.dtype), largest + total.log()
 
 
-@torch.compiler.assume_constant_result
-def _tile_order_plan(canvas: str, windows: tuple, text: tuple[int, int]) -> torch.Tensor:
-    return _cached_tile_order_plan(canvas, windows, text)
-
-
 @functools.lru_cache(maxsize=128)
-def _cached_tile_order_plan(canvas: str, windows: tuple, text: tuple[int, int]) -> torch.Tensor:
+def _tile_order_plan(canvas: str, windows: tuple, text: tuple[int, int]) -> Plan:
     extent = dim3(canvas)
     tile = tuple(min(axis, tokens) for axis, tokens in zip(DEFAULT_TILE, extent, strict=True))
-    plan = _core.sliding_tile_plan_in_tile_order(extent, tile, _per_head(windows, "window_size"), text)
-    return torch.from_numpy(plan.bytes())
+    return Plan(_core.sliding_tile_plan_in_tile_order(extent, tile, _per_head(windows, "window_size"), text))
+
+
+@torch.compiler.assume_constant_result
+def _tile_order_bytes(canvas: str, windows: tuple, text: tuple[int, int]) -> torch.Tensor:
+    return _data(_tile_order_plan(canvas, windows, text))
 
 
 def sliding_tile_attention(
@@ -339,6 +387,6 @@ def sliding_tile_attention(
         windows = (tuple(window_size),)
     else:
         windows = tuple(window if isinstance(window, (str, int)) else tuple(window) for window in window_size)
-    plan = _tile_order_plan(seq_shape, windows, (text, int(text_length)))
+    plan = (_tile_order_bytes if torch.compiler.is_compiling() else _tile_order_plan)(seq_shape, windows, (text, int(text_length)))
     keys = canvas + int(text_length)
     return attention(q, k[:, :, :keys], v[:, :, :keys], plan)

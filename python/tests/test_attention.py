@@ -1,5 +1,8 @@
 """attention_forward, attention_backward and merge on DLPack arrays, against plain numpy."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -75,11 +78,52 @@ def test_bfloat16_in_numpy():
 
 def test_jax_arrays():
     jax = pytest.importorskip("jax")
-    q, k, v = arrays()
-    out, lse = np.empty_like(q), np.empty((2, 2, TOKENS), np.float32)
     host = jax.devices("cpu")[0]
-    attention_forward(*(jax.device_put(x, host) for x in (q, k, v)), PLAN, out=out, lse=lse)
-    np.testing.assert_allclose(out, expected(q, k, v, PLAN)[0], atol=2e-6)
+    q, k, v, dout = arrays(count=4)
+    on_jax = [jax.device_put(x, host) for x in (q, k, v, dout)]
+    out, lse = attention_forward(*on_jax[:3], PLAN)
+    grads = attention_backward(on_jax[3], *on_jax[:3], out, lse, PLAN)
+    want = attention_forward(q, k, v, PLAN)
+    for got, expected in zip((out, lse, *grads), (*want, *attention_backward(dout, q, k, v, *want, PLAN)), strict=True):
+        assert isinstance(got, jax.Array)
+        np.testing.assert_array_equal(got, expected)
+    into, into_lse = np.empty_like(q), np.empty((2, 2, TOKENS), np.float32)
+    assert attention_forward(*on_jax[:3], PLAN, out=into, lse=into_lse)[0] is into
+    np.testing.assert_array_equal(into, want[0])
+    half = [x.astype(jax.numpy.bfloat16) for x in on_jax[:3]]
+    out, _ = attention_forward(*half, PLAN)
+    assert out.dtype == jax.numpy.bfloat16
+    np.testing.assert_allclose(out.astype(np.float32), want[0], atol=3e-2)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda jax, x: attention_forward(x, x, x, PLAN, out=x), "out: an array of jax is read-only"),
+        (lambda jax, x: merge(x, x[..., 0], x, x[..., 0]), "read-only"),
+        (lambda jax, x: jax.jit(lambda x: attention_forward(x, x, x, PLAN))(x), "pure_callback"),
+        (lambda jax, x: jax.grad(lambda x: attention_forward(x, x, x, PLAN)[0].sum())(x), "pure_callback"),
+        (lambda jax, x: attention_forward(x.astype(int), x, x, PLAN), "int32 arrays of jax"),
+    ],
+)
+def test_bad_input_of_jax(call, message):
+    jax = pytest.importorskip("jax")
+    with pytest.raises((ValueError, BufferError), match=message):
+        call(jax, jax.device_put(arrays()[0], jax.devices("cpu")[0]))
+
+
+def test_jax_on_a_gpu_goes_through_torch():
+    jax, torch = pytest.importorskip("jax"), pytest.importorskip("torch")
+    try:
+        device = jax.devices("cuda")[0]
+    except RuntimeError:
+        pytest.skip("no GPU that jax knows")
+    x = jax.device_put(arrays()[0], device)
+    with pytest.raises(ValueError, match="torch.from_dlpack"):
+        attention_forward(x, x, x, PLAN)
+    tensor = torch.from_dlpack(x)
+    out, _ = attention_forward(tensor, tensor, tensor, PLAN)
+    np.testing.assert_allclose(np.asarray(jax.dlpack.from_dlpack(out)), attention_forward(*3 * [np.asarray(x)], PLAN)[0], atol=2e-3)
 
 
 def test_key_lengths():
@@ -189,6 +233,24 @@ def test_tensors_that_require_grad():
         attention_forward(q, k, v, PLAN)
 
 
+FORK = """
+import os, sys, numpy as np, slidetile
+plan = slidetile.full_plan("2x4x4", "2x4x4")
+x = np.ones((1, 1, 32, 8), np.float32)
+slidetile.attention_forward(x, x, x, plan)
+child = os.fork()
+out, _ = slidetile.attention_forward(x, x, x, plan)
+if child:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+sys.exit(0 if np.allclose(out, 1) else 1)
+"""
+
+
+def test_a_forked_child_runs_and_ends():
+    """As a loader's workers do."""
+    subprocess.run([sys.executable, "-c", FORK], check=True, timeout=120)
+
+
 def test_kernels():
     for device in ("cpu", "cuda"):
         for direction in ("forward", "backward"):
@@ -224,6 +286,7 @@ Q, K, V = arrays()
         (lambda: attention_forward(Q, K, V, PLAN, layout="bshd"), ValueError, "tokens"),
         (lambda: attention_forward(Q, K, V, PLAN, kernel="cpu.none"), NotImplementedError, "cpu.none"),
         (lambda: attention_forward(Q, K, V, PLAN, scale=float("nan")), ValueError, "scale"),
+        (lambda: attention_forward(Q, K, V, PLAN, scale=0), ValueError, "scale is 0, expected"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=[TOKENS]), ValueError, "key_lengths"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=[TOKENS, 3]), ValueError, "key length 3"),
         (lambda: attention_forward(Q, K, V, PLAN, key_lengths=np.array([9.0, 9.0])), ValueError, "int32"),

@@ -382,6 +382,72 @@ def test_hunyuan_video_pipeline(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_hunyuan_video15_pipeline_with_guidance(device):
+    vae = diffusers.AutoencoderKLHunyuanVideo15(
+        latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, spatial_compression_ratio=4, temporal_compression_ratio=4
+    )
+    pipe = diffusers.HunyuanVideo15Pipeline(
+        text_encoder=None, tokenizer=None, text_encoder_2=None, tokenizer_2=None, transformer=hunyuan_video15(), vae=vae,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), guider=diffusers.ClassifierFreeGuidance(guidance_scale=6.0),
+    ).to(device)  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vision_num_semantic_tokens = 5
+    inputs = on(device, hunyuan_video15_inputs())
+    # The two passes have different lengths of real text.
+    words = {
+        f"{sign}prompt_embeds{mask}{stream}": inputs[f"encoder_{'attention_mask' if mask else 'hidden_states'}{stream}"][item : item + 1]
+        for item, sign in enumerate(("", "negative_"))
+        for mask in ("", "_mask")
+        for stream in ("", "_2")
+    }
+
+    def sample():
+        generator = torch.Generator().manual_seed(0)
+        return pipe(**words, height=24, width=32, num_frames=17, num_inference_steps=2, generator=generator, output_type="latent").frames
+
+    dense = sample()
+    sd.enable(pipe, ALL, tile=TILE)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4 if device == "cpu" else 1e-3)  # f32 on a GPU is tf32 in part
+    controller = sd.enable(pipe, (1, 1, 1), tile=TILE, dense_steps=1)
+    assert (sample() - dense).abs().max() > 1e-5 and controller.step == 1  # two passes are one step
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_minimax_h3_denoising_loop(device):
+    """diffusers' own loop, with a keyframe and audio whose timesteps are not the video's."""
+    from diffusers.modular_pipelines.minimax_h3.before_denoise import MiniMaxH3SetTimestepsStep
+    from diffusers.modular_pipelines.minimax_h3.denoise import MiniMaxH3DenoiseStep
+
+    blocks = diffusers.modular_pipelines.SequentialPipelineBlocks.from_blocks_dict(
+        {"set_timesteps": MiniMaxH3SetTimestepsStep(), "denoise": MiniMaxH3DenoiseStep()}
+    )
+    pipe = blocks.init_pipeline()
+    schedulers = {name: diffusers.MiniMaxH3Scheduler(shift) for name, shift in (("scheduler", 12.0), ("audio_scheduler", 3.0))}
+    pipe.update_components(transformer=minimax_h3(), **schedulers)
+    pipe.to(device)
+    inputs = minimax_h3_inputs()
+    rows = {name: inputs[name] for name in ("video_indices", "audio_indices", "text_indices")}
+    inputs = on(device, inputs)
+    layout = {name: inputs[name] for name in (*rows, "token_tags", "position_ids")}
+
+    def sample():
+        return pipe(
+            num_inference_steps=5, latents=inputs["hidden_states"][0].clone(), audio_latents=inputs["audio_hidden_states"][0].clone(),
+            prompt_embeds=inputs["encoder_hidden_states"], num_condition_video_rows=48, denoiser_input_fields=layout, **rows,
+            output="latents",
+        )  # fmt: skip
+
+    dense = sample()
+    sd.enable(pipe.transformer, ALL, tile=TILE)
+    torch.testing.assert_close(sample(), dense, rtol=1e-3, atol=1e-4 if device == "cpu" else 1e-3)  # f32 on a GPU is tf32 in part
+    controller = sd.enable(pipe.transformer, (1, 1, 1), tile=TILE, dense_steps=1)
+    assert (sample() - dense).abs().max() > 1e-5
+    assert controller.step == len(pipe.scheduler.timesteps) - 1
+    sd.enable(pipe.transformer, (1, 1, 1), tile=TILE, dense_steps=5)
+    assert torch.equal(sample(), dense)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_flux_pipeline(device):
     vae = diffusers.AutoencoderKL(
         block_out_channels=(4,), latent_channels=1, norm_num_groups=1, use_quant_conv=False, use_post_quant_conv=False
@@ -429,7 +495,7 @@ def test_offloaded_pipeline():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_on_a_gpu():
-    model = wan(attention_head_dim=128).to("cuda", torch.bfloat16)
+    model = wan(layers=1, attention_head_dim=128).to("cuda", torch.bfloat16)
     inputs = {name: x.to("cuda", x.dtype if name == "timestep" else torch.bfloat16) for name, x in wan_inputs().items()}
     dense = run(model, inputs)
     sd.enable(model, ALL)

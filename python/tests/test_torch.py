@@ -153,6 +153,14 @@ def test_wide_heads_against_sdpa(name, head_dim):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype, head_dim", [(torch.float32, 32), (torch.bfloat16, 96), (torch.bfloat16, 128), (torch.float16, 64)])
+def test_the_same_bits_with_and_without_lse(dtype, head_dim, device):
+    plan = PLANS["text"]()
+    q, k, v, _ = (x.detach() for x in tensors(plan, device, dtype, head_dim=head_dim))
+    assert torch.equal(stt.attention(q, k, v, plan), stt.attention(q, k, v, plan, return_lse=True)[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_direct_call_and_the_operator_agree(device):
     plan = PLANS["text"]()
     inputs = tensors(plan, device)
@@ -173,6 +181,18 @@ def test_the_direct_call_and_the_operator_agree(device):
     with Count():  # a mode still sees the operator
         stt.attention(q, k, v, plan)
     assert torch.ops.slidetile.attention_forward.default in counted
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_without_the_exchange_interface(device, monkeypatch):
+    """PyTorch before 2.10: the same bits from addresses and strides."""
+    plan = PLANS["text"]()
+    inputs = tensors(plan, device)
+    lengths = torch.tensor([plan.query_tokens, plan.query_tokens - 2], dtype=torch.int32)
+    want = gradients(lambda *qkv: stt.attention(*qkv, plan, key_lengths=lengths), *inputs)
+    monkeypatch.setattr(stt, "_READS_TENSORS", False)
+    for got, expected in zip(gradients(lambda *qkv: stt.attention(*qkv, plan, key_lengths=lengths), *inputs), want, strict=True):
+        assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -312,6 +332,12 @@ Q = torch.randn(1, 2, 32, 8)
         (lambda: stt.attention(Q, Q, Q, torch.zeros(64, dtype=torch.uint8)), ValueError, "not a plan"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[31]), ValueError, "key length 31"),
         (lambda: stt.attention(Q, Q, Q, P, key_lengths=[32, 32]), ValueError, "key_lengths"),
+        (lambda: stt.attention(Q, Q, Q, P, key_lengths=[31.5]), ValueError, "key_lengths: torch.float32, expected integers"),
+        (lambda: stt.attention(Q, Q, Q, P, key_lengths=[True]), ValueError, "key_lengths: torch.bool, expected integers"),
+        (lambda: stt.attention(Q, Q, Q, P, 0.0), ValueError, "scale is 0.0"),
+        (lambda: stt.attention(Q, Q, Q, P, torch.inf), ValueError, "scale is inf"),
+        (lambda: stt.attention(Q, Q, Q[..., :4], P), ValueError, "v is"),
+        (lambda: stt.attention(Q[..., :0], Q, Q, P), ValueError, "none of them 0"),
         (lambda: stt.attention(Q, Q, Q, P, kernel="cuda.sm90"), NotImplementedError, "cuda.sm90"),
         (lambda: stt.attention(Q.to_sparse(), Q, Q, P), (NotImplementedError, RuntimeError), ""),
     ],
@@ -343,6 +369,19 @@ def test_cuda_graph():
     out.zero_()
     graph.replay()
     assert torch.equal(out, want)
+
+
+@needs_gpu
+def test_compiled_into_cuda_graphs():
+    """They must not keep the plan that they were captured with."""
+    plans = [sliding_tile_plan("2x8x8", window, "2x4x4") for window in ("1x1x2", "1x2x1")]
+    assert len(plans[0].data) == len(plans[1].data)
+    layer, x = Layer(plans[0]).cuda(), torch.randn(2, 128, 16, device="cuda")
+    compiled = torch.compile(layer, fullgraph=True, mode="reduce-overhead")
+    with torch.no_grad():
+        for plan in (plans[0], plans[0], plans[0], plans[1], plans[1]):
+            layer.plan = plan
+            torch.testing.assert_close(compiled(x).clone(), layer(x), rtol=1e-4, atol=1e-4)
 
 
 @needs_gpu

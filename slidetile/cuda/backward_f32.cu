@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) backward_f32(const __grid_constant__
   const Item item = params.schedule.item<kF32Rows>(blockIdx.x, plan.query);
   if (item.count <= 0) return;
   PartnerWalk<BlockRows<kF32Partners>> walk;
-  walk.start(plan, item, params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[item.batch]);
+  walk.start(plan, item, length_in_use(params.partner_lengths, item.batch, plan.key));
   if (threadIdx.x < kF32Rows) {
     const int r = threadIdx.x;
     lists.own_token[r] = r < item.count ? plan.query.token[plan.query.tile_begin[item.tile] + item.first + r] : -1;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kThreads) backward_f32(const __grid_constant__
     load(params.partner0);
     accumulate_rows(sum0, ds, buffer, head_dim);
   }
-  const int own_length = params.own_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.own_lengths[item.batch];
+  const int own_length = length_in_use(params.own_lengths, item.batch, plan.query);
 #pragma unroll
   for (int r = 0; r < kF32WarpRows; ++r) {
     const int token = lists.own_token[warp * kF32WarpRows + r];

@@ -11,7 +11,7 @@ namespace {
 
 // An item has at most this many times the mean of all items' steps: text, which every query reads, would trail otherwise.
 constexpr int64_t kLongestOverMean = 3, kLongestAtLeast = 192;
-constexpr int64_t kMostVisits = int64_t{1} << 25;  // 512 MiB of them
+constexpr int64_t kMostVisits = int64_t{1} << 25;  // 1 GiB of them, in two orders
 
 // Bytes of the tables; a table's pointer is its offset.
 class Bytes {
@@ -47,12 +47,17 @@ BlockTable query_blocks_of(const Plan& transposed) {
   return table;
 }
 
-// Where a tile lies along the axis that has the most tiles; -1: off the canvas.
-int32_t slab_of(const Grid& grid, int32_t tile) {
-  if (tile >= grid.tile_count()) return -1;
-  const Dim3 tiles = grid.tiles(), at = grid.tile_coordinate(tile);
-  if (tiles.w >= tiles.h && tiles.w >= tiles.t) return at.w;
-  return tiles.h >= tiles.t ? at.h : at.t;
+// Where each tile lies along the axis that has the most tiles; -1: off the canvas.
+std::vector<int32_t> slabs_of(const Tiling& tiling) {
+  const Grid& grid = tiling.grid;
+  const Dim3 tiles = grid.tiles();
+  std::vector<int32_t> slabs(static_cast<size_t>(tiling.tiles()), -1);
+  for (int32_t tile = 0; tile < grid.tile_count(); ++tile) {
+    const Dim3 at = grid.tile_coordinate(tile);
+    const int32_t along = tiles.w >= tiles.h && tiles.w >= tiles.t ? at.w : tiles.h >= tiles.t ? at.h : at.t;
+    slabs[static_cast<size_t>(tile)] = along;
+  }
+  return slabs;
 }
 
 // A run of a key tile's list.
@@ -69,6 +74,8 @@ class Builder {
         slots_(slots),
         queries_(query_blocks_of(plan)),
         keys_(make_block_table(plan.query, {.largest = kBackwardKeyRows, .smallest = kBackwardKeyRows})),
+        query_slab_(slabs_of(plan.key)),
+        key_slab_(slabs_of(plan.query)),
         query_count_(blocks_of_tiles(queries_)),
         key_count_(blocks_of_tiles(keys_)) {}
 
@@ -95,6 +102,7 @@ class Builder {
     lowering.key_block = bytes.add(keys_.blocks);
     lowering.item = bytes.add(items);
     lowering.visit = bytes.add(visits_);
+    lowering.visit_in_turn = bytes.add(visits_in_turn_);
     lowering.split = bytes.add(splits);
     lowering.contributions = bytes.add(contributions_);
     image.bytes = bytes.take();
@@ -136,13 +144,35 @@ class Builder {
     return runs;
   }
 
+  // The query tiles of a run, slab by slab.
+  std::vector<int32_t> list_of(const Run& run) const {
+    std::vector<int32_t> tiles(plan_.key_tile.begin() + run.first, plan_.key_tile.begin() + run.last);
+    std::stable_sort(tiles.begin(), tiles.end(), [this](int32_t a, int32_t b) { return slab_of_query(a) < slab_of_query(b); });
+    return tiles;
+  }
+  int32_t slab_of_query(int32_t tile) const noexcept { return query_slab_[static_cast<size_t>(tile)]; }
+
+  // In turn the blocks of a key tile would wait for each other at every query: in each slab, each begins a tile further on.
+  void spread(std::vector<int32_t>& tiles, int32_t block) const {
+    for (auto first = tiles.begin(); first != tiles.end();) {
+      const auto last = std::find_if(first, tiles.end(), [&](int32_t tile) { return slab_of_query(tile) != slab_of_query(*first); });
+      std::rotate(first, first + block % (last - first), last);
+      first = last;
+    }
+  }
+
+  void add_visits(std::vector<BackwardVisit>& visits, const std::vector<int32_t>& tiles) const {
+    for (const int32_t tile : tiles)
+      visits.push_back({.first_block = tile * queries_.shape.per_tile, .blocks = query_count_[static_cast<size_t>(tile)]});
+  }
+
   // Items go slab by slab along the canvas's longest axis, and so do their lists: what is at work at a time shares most of its queries,
   // which the second-level cache has to hold with their dq sums. What is off the canvas comes first, and in a slab the longest rows.
   void add_class(int32_t c) {
     std::vector<Run> runs = cut_rows(c);
     std::stable_sort(runs.begin(), runs.end(), [this](const Run& a, const Run& b) {
-      const Grid& grid = plan_.query.grid;
-      return std::tuple(slab_of(grid, a.tile), b.steps) < std::tuple(slab_of(grid, b.tile), a.steps);
+      const int32_t slab_a = key_slab_[static_cast<size_t>(a.tile)], slab_b = key_slab_[static_cast<size_t>(b.tile)];
+      return std::tie(slab_a, b.steps) < std::tie(slab_b, a.steps);
     });
     std::vector<std::vector<std::vector<int32_t>>> partials(static_cast<size_t>(plan_.query.tiles()));
     int32_t partial = 0;
@@ -151,18 +181,16 @@ class Builder {
       const int32_t blocks = key_count_[static_cast<size_t>(run.tile)];
       auto& cut = partials[static_cast<size_t>(run.tile)];
       if (run.cut) cut.resize(static_cast<size_t>(blocks));
-      std::vector<int32_t> tiles(plan_.key_tile.begin() + run.first, plan_.key_tile.begin() + run.last);
-      std::stable_sort(tiles.begin(), tiles.end(),
-                       [this](int32_t a, int32_t b) { return slab_of(plan_.key.grid, a) < slab_of(plan_.key.grid, b); });
       for (int32_t b = 0; b < blocks; ++b) {
         if (run.cut) cut[static_cast<size_t>(b)].push_back(static_cast<int32_t>(items.size()));
         items.push_back({.key_block = run.tile * keys_.shape.per_tile + b,
                          .first_visit = static_cast<int32_t>(visits_.size()),
                          .visits = run.last - run.first,
                          .steps = run.steps});
-        for (const int32_t tile : tiles) {
-          visits_.push_back({.first_block = tile * queries_.shape.per_tile, .blocks = query_count_[static_cast<size_t>(tile)], .rank = 0});
-        }
+        std::vector<int32_t> tiles = list_of(run);
+        add_visits(visits_, tiles);
+        spread(tiles, b);
+        add_visits(visits_in_turn_, tiles);
       }
     }
     const std::vector<int32_t> contributions = set_ranks(items);
@@ -181,18 +209,25 @@ class Builder {
       contributions_.insert(contributions_.end(), static_cast<size_t>(queries_.shape.per_tile), count);
   }
 
-  // Plays one head's items on the slots, and ranks each visit by when it comes. Returns how many come to each query tile.
+  // Plays items of a head on the slots and ranks each visit by when it comes. Returns how many come to each query tile. Heads follow
+  // each other without a pause, so the head that counts begins while slots still work on one before it: ranks of a head that begins on
+  // all slots at once would keep every head's first items waiting for its last ones.
   std::vector<int32_t> set_ranks(const std::vector<BackwardItem>& items) {
-    constexpr int64_t kStep = 10, kBetween = 12, kStart = 15;  // time of a step, between two visits to a query block, to begin an item
+    constexpr int64_t kStep = 10, kBetween = 7, kStart = 15;  // time of a step, between two visits to a query block, to begin an item
+    constexpr int kHeads = 2;
     struct Slot {
       int64_t time;
       int32_t index;
       bool operator>(const Slot& other) const noexcept { return std::tie(time, index) > std::tie(other.time, other.index); }
     };
     const auto tiles = static_cast<size_t>(plan_.key.tiles());
-    std::vector<int32_t> ranks(tiles);
-    std::vector<int64_t> free_at(tiles);
+    struct Head {
+      std::vector<int32_t> ranks;
+      std::vector<int64_t> free_at;
+    };
+    std::vector<Head> heads(kHeads, {std::vector<int32_t>(tiles), std::vector<int64_t>(tiles)});
     struct Place {
+      Head* head = nullptr;
       size_t visit = 0, end = 0;
     };
     std::vector<Place> places(static_cast<size_t>(slots_));
@@ -204,31 +239,34 @@ class Builder {
       slots.pop();
       Place& place = places[static_cast<size_t>(slot.index)];
       if (place.visit == place.end) {
-        if (next == items.size()) continue;
-        const BackwardItem& item = items[next++];
+        if (next == items.size() * kHeads) continue;
+        place.head = &heads[next / items.size()];
+        const BackwardItem& item = items[next++ % items.size()];
         place.visit = static_cast<size_t>(item.first_visit);
         place.end = place.visit + static_cast<size_t>(item.visits);
         slot.time += kStart;
       } else {
-        BackwardVisit& visit = visits_[place.visit++];
+        BackwardVisit& visit = visits_in_turn_[place.visit++];
         const auto tile = static_cast<size_t>(visit.first_block / queries_.shape.per_tile);
-        const int64_t begin = std::max(slot.time, free_at[tile]);
-        visit.rank = ranks[tile]++;
-        free_at[tile] = begin + kBetween;
+        int64_t& free_at = place.head->free_at[tile];
+        const int64_t begin = std::max(slot.time, free_at);
+        const int32_t rank = place.head->ranks[tile]++;
+        if (place.head == &heads.back()) visit.rank = rank;
+        free_at = begin + kBetween;
         slot.time = begin + visit.blocks * kStep;
       }
       slots.push(slot);
     }
-    return ranks;
+    return heads.back().ranks;
   }
 
   const Plan& plan_;
   const int32_t slots_;
   const BlockTable queries_, keys_;
-  const std::vector<int32_t> query_count_, key_count_;
+  const std::vector<int32_t> query_slab_, key_slab_, query_count_, key_count_;
   std::vector<std::vector<BackwardItem>> items_;
   std::vector<std::vector<BackwardSplit>> splits_;
-  std::vector<BackwardVisit> visits_;
+  std::vector<BackwardVisit> visits_, visits_in_turn_;
   std::vector<int32_t> contributions_;
   int32_t partials_ = 0;
 };
@@ -270,6 +308,7 @@ BackwardLowering relocated(const BackwardLoweringImage& image, const void* base)
   move_to(lowering.key_block, base);
   move_to(lowering.item, base);
   move_to(lowering.visit, base);
+  move_to(lowering.visit_in_turn, base);
   move_to(lowering.split, base);
   move_to(lowering.contributions, base);
   return lowering;

@@ -28,7 +28,7 @@ static_assert(sizeof(BackwardItem) == 32);
 /// A query tile in an item's list.
 struct BackwardVisit {
   int32_t first_block, blocks;
-  int32_t rank;  // how many items add to these query blocks before this one does
+  int32_t rank = 0;  // in turn: how many items add to these query blocks before this one does
   int32_t padding = 0;
 };
 static_assert(sizeof(BackwardVisit) == 16);
@@ -49,9 +49,9 @@ struct BackwardLowering {
   const Block* query_block = nullptr;
   const Block* key_block = nullptr;
   const BackwardItem* item = nullptr;  // [classes][items]; an item of no key block (-1) pads a class that has fewer
-  const BackwardVisit* visit = nullptr;
-  const BackwardSplit* split = nullptr;    // [classes][splits]; padded with partials = 0
-  const int32_t* contributions = nullptr;  // [classes][query_blocks] key blocks that add to each query block
+  const BackwardVisit *visit = nullptr, *visit_in_turn = nullptr;  // items index both: the same tiles, in two orders
+  const BackwardSplit* split = nullptr;                            // [classes][splits]; padded with partials = 0
+  const int32_t* contributions = nullptr;                          // [classes][query_blocks] key blocks that add to each query block
 };
 
 struct BackwardLoweringImage {
@@ -59,9 +59,9 @@ struct BackwardLoweringImage {
   std::vector<std::byte> bytes;
 };
 
-/// Tables of transpose(plan): rows of query tiles for every key tile. Items add to a query block in the order in which they would come to
-/// it on `slots` multiprocessors, so that a kernel that keeps this order hardly waits. It can't deadlock if as many CTAs are resident at
-/// once, take items in order, and finish a head's items before they take the next one's.
+/// Tables of transpose(plan): rows of query tiles for every key tile. In turn, items add to a query block in the order in which they would
+/// come to it on `slots` multiprocessors, so that a kernel that keeps this order hardly waits. It can't deadlock if as many CTAs are
+/// resident at once, take items in order, and finish a head's items before they take the next one's.
 BackwardLoweringImage lower_backward(const Plan& transposed, int32_t slots);
 BackwardLowering relocated(const BackwardLoweringImage& image, const void* base);
 

@@ -143,8 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
   const volatile Item& item = lists.item;
   typename Shape::Walk held_walk;
   typename Shape::Walk& walk = Shape::kWalkInShared ? lists.walk[threadIdx.x % Shape::Walk::kPartners] : held_walk;
-  walk.start(plan, first_item,
-             params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[first_item.batch]);
+  walk.start(plan, first_item, length_in_use(params.partner_lengths, first_item.batch, plan.key));
   walk.fetch(plan);
   if (threadIdx.x < Shape::kRows) {
     const int r = threadIdx.x;
@@ -303,7 +302,7 @@ __global__ void __launch_bounds__(kThreads, 2) backward_sm80(const __grid_consta
   wait_copies<0>();
   __syncthreads();
   float factor0[2], factor1[2];
-  const int own_length = params.own_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.own_lengths[item.batch];
+  const int own_length = length_in_use(params.own_lengths, item.batch, plan.query);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const bool past = lists.own_token[warp * 16 + half * 8 + lane / 4] >= own_length;

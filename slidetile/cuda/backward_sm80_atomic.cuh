@@ -128,10 +128,9 @@ __global__ void __launch_bounds__(kAtomicThreads, 1) backward_sm80_atomic(const 
   }
   const volatile Item& item = lists.item;
   typename Shape::Walk& walk = lists.walk[threadIdx.x % Shape::Walk::kPartners];
-  walk.start(plan, first_item,
-             params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[first_item.batch]);
+  walk.start(plan, first_item, length_in_use(params.partner_lengths, first_item.batch, plan.key));
   walk.fetch(plan);
-  const int own_length = params.own_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.own_lengths[first_item.batch];
+  const int own_length = length_in_use(params.own_lengths, first_item.batch, plan.query);
   bool loaded = true;
   if (threadIdx.x < kKeys) {
     const int r = threadIdx.x;

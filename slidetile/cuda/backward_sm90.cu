@@ -1,11 +1,12 @@
 // Attention backward on Hopper: which problems it takes, its workspace, and the arguments of its launches.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
 #include "slidetile/cuda/backward_lowering.h"
-#include "slidetile/cuda/backward_sm90.cuh"
 #include "slidetile/cuda/backward_sm90.h"
+#include "slidetile/cuda/backward_sm90_params.cuh"
 #include "slidetile/cuda/device.h"
 #include "slidetile/cuda/kernels.h"
 #include "slidetile/cuda/lowering.h"
@@ -41,7 +42,7 @@ const char* backward_why_not(const BackwardArgs& args) noexcept {
 
 // Where the parts of the workspace begin.
 struct Workspace {
-  int64_t ticket = 0, turn = 0, lse2 = 0, delta = 0, dq_sums = 0, partials = 0, bytes = 0;
+  int64_t ticket = 0, turn = 0, lse_terms = 0, delta = 0, dq_sums = 0, partials = 0, bytes = 0;
 };
 
 Workspace workspace_of(const BackwardArgs& args, const BackwardLowering& lowering) noexcept {
@@ -55,7 +56,7 @@ Workspace workspace_of(const BackwardArgs& args, const BackwardLowering& lowerin
   const int64_t sheets = args.q.batch() * args.q.heads(), blocks = sheets * lowering.query_blocks, dim = args.q.head_dim();
   workspace.ticket = take(4);
   workspace.turn = take(blocks * 4);
-  workspace.lse2 = take(blocks * kBackwardQueryRows * 4);
+  workspace.lse_terms = take(blocks * kBackwardQueryRows * 4);
   workspace.delta = take(blocks * kBackwardQueryRows * 4);
   workspace.dq_sums = take(blocks * kBackwardQueryRows * dim * 4);
   workspace.partials = take(sheets * lowering.partials * 2 * kBackwardKeyRows * dim * 4);
@@ -84,6 +85,12 @@ TokenGeometry geometry_of(const TilingView& tiling, const BlockShape& shape) noe
 
 Strides strides_of(const TensorView& tensor) noexcept {
   return {.batch = tensor.strides[0], .head = tensor.strides[1], .token = tensor.strides[2]};
+}
+
+// Deep kernels begin sums at lse / scale, which has to stay below kNoRow. Sums in turn are as good where any order will do.
+DqOrder order_for(const BackwardArgs& args, DqOrder asked) noexcept {
+  constexpr float kLeastScale = 1e-15f;
+  return std::abs(args.scale) < kLeastScale ? DqOrder::kInTurn : asked;
 }
 
 void run(const BackwardArgs& args, DqOrder order) {
@@ -125,7 +132,7 @@ void run(const BackwardArgs& args, DqOrder order) {
   auto* const memory = static_cast<std::byte*>(args.workspace);
   params.ticket = reinterpret_cast<int32_t*>(memory + workspace.ticket);
   params.turn = reinterpret_cast<int32_t*>(memory + workspace.turn);
-  params.lse2 = reinterpret_cast<float*>(memory + workspace.lse2);
+  params.lse_terms = reinterpret_cast<float*>(memory + workspace.lse_terms);
   params.delta = reinterpret_cast<float*>(memory + workspace.delta);
   params.dq_sums = reinterpret_cast<float*>(memory + workspace.dq_sums);
   params.partials = reinterpret_cast<float*>(memory + workspace.partials);
@@ -135,7 +142,7 @@ void run(const BackwardArgs& args, DqOrder order) {
   const BackwardLaunch how{
       .head_dim = static_cast<int>(args.q.head_dim()),
       .ctas = static_cast<int>(std::min<int64_t>(properties_of(args.q.device.index).multiprocessors, std::max<int64_t>(items, 1))),
-      .order = order,
+      .order = order_for(args, order),
       .stream = args.stream};
   if (args.q.dtype == DType::kBf16) {
     launch_backward_sm90_bf16(params, how);

@@ -3,6 +3,7 @@
 
 #include "slidetile/cuda/backward_sm90.cuh"
 #include "slidetile/cuda/backward_sm90.h"
+#include "slidetile/cuda/backward_sm90_around.cuh"
 #include "slidetile/cuda/launch.cuh"
 #include "slidetile/error.h"
 

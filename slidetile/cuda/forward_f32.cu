@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(kThreads) forward_f32(const __grid_constant__ 
   const Item item = params.schedule.item<kF32Rows>(blockIdx.x, plan.query);
   if (item.count <= 0) return;
   PartnerWalk<BlockRows<kF32Partners>> walk;
-  walk.start(plan, item, params.key_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.key_lengths[item.batch]);
+  walk.start(plan, item, length_in_use(params.key_lengths, item.batch, plan.key));
   if (threadIdx.x < kF32Rows) {
     const int r = threadIdx.x;
     lists.own_token[r] = r < item.count ? plan.query.token[plan.query.tile_begin[item.tile] + item.first + r] : -1;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads) forward_f32(const __grid_constant__ 
     accumulate_rows(sum, p, buffer, head_dim);
     __syncthreads();
   }
-  const int query_length = params.query_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.query_lengths[item.batch];
+  const int query_length = length_in_use(params.query_lengths, item.batch, plan.query);
 #pragma unroll
   for (int r = 0; r < kF32WarpRows; ++r) {
     const int token = lists.own_token[warp * kF32WarpRows + r];

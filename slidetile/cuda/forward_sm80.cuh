@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
     lists.k = params.k.of(first_item.batch, first_item.head);
     lists.v = params.v.of(first_item.batch, first_item.head);
   }
-  walk.start(plan, first_item, params.key_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.key_lengths[first_item.batch]);
+  walk.start(plan, first_item, length_in_use(params.key_lengths, first_item.batch, plan.key));
   walk.fetch(plan);
   for (int r = threadIdx.x; r < Shape::kRows; r += kThreads) {
     lists.query_token[r] = r < first_item.count ? plan.query.token[plan.query.tile_begin[first_item.tile] + first_item.first + r] : -1;
@@ -261,7 +261,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocksPerMultiprocess
   }
 
   // A warp reads and writes only its own rows of the q buffer.
-  const int query_length = params.query_lengths == nullptr ? static_cast<int>(plan.query.tokens) : params.query_lengths[item.batch];
+  const int query_length = length_in_use(params.query_lengths, item.batch, plan.query);
   wait_copies<0>();
   __syncwarp();
 #pragma unroll

@@ -5,8 +5,8 @@
 #include <limits>
 
 #include "slidetile/cuda/device.h"
-#include "slidetile/cuda/forward_sm90.cuh"
 #include "slidetile/cuda/forward_sm90.h"
+#include "slidetile/cuda/forward_sm90_layout.cuh"
 #include "slidetile/cuda/kernels.h"
 #include "slidetile/cuda/lowering.h"
 #include "slidetile/cuda/tensor_map.h"

@@ -80,6 +80,13 @@ struct Schedule {
   }
 };
 
+/// Tokens of a batch item that are in use. The host can't check lengths that lie on the device: one out of range counts as the nearest in
+/// it.
+__device__ __forceinline__ int length_in_use(const int32_t* lengths, int batch, const TilingView& tiling) {
+  const int tokens = static_cast<int>(tiling.tokens), after = static_cast<int>(tiling.extra.after);
+  return lengths == nullptr ? tokens : min(max(lengths[batch], tokens - after), tokens);
+}
+
 /// What is known of a block of kPartners rows on the other side (keys, for a block of queries), in shared memory.
 template <int kPartners>
 struct BlockRows {

@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(256, 1) repair_forward(const __grid_constant__
   const float scale = params.negate_q ? -params.scale_log2 : params.scale_log2;
   float maximum = -1e30f, total = 0;
   LaneRow sum;
-  own.each_partner(plan, params.key_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.key_lengths[own.batch], [&](int token) {
+  own.each_partner(plan, length_in_use(params.key_lengths, own.batch, plan.key), [&](int token) {
     const float s = scale * q.dot(LaneRow::load<T>(params.k.of(own.batch, own.head) + token * params.k.token, params.head_dim));
     if (s > maximum) {
       const float factor = exp2_fast(maximum - s);
@@ -160,15 +160,14 @@ __global__ void __launch_bounds__(256, 1) repair_backward(const __grid_constant_
   const LaneRow a1 = LaneRow::load<T>(row_of(params.own1, own.token), params.head_dim);
   const int64_t terms = (static_cast<int64_t>(own.batch) * params.schedule.heads + own.head) * params.terms.tokens;
   LaneRow sum0, sum1;
-  own.each_partner(plan, params.partner_lengths == nullptr ? static_cast<int>(plan.key.tokens) : params.partner_lengths[own.batch],
-                   [&](int token) {
-                     const LaneRow b0 = LaneRow::load<T>(row_of(params.partner0, token), params.head_dim);
-                     const LaneRow b1 = LaneRow::load<T>(row_of(params.partner1, token), params.head_dim);
-                     const int64_t query = terms + (queries_own ? own.token : token);
-                     const float p = exp2_fast(params.scale_log2 * a0.dot(b0) - params.terms.lse_log2[query]);
-                     sum0.add(p * (a1.dot(b1) - params.terms.delta[query]), b0);
-                     sum1.add(p, b1);
-                   });
+  own.each_partner(plan, length_in_use(params.partner_lengths, own.batch, plan.key), [&](int token) {
+    const LaneRow b0 = LaneRow::load<T>(row_of(params.partner0, token), params.head_dim);
+    const LaneRow b1 = LaneRow::load<T>(row_of(params.partner1, token), params.head_dim);
+    const int64_t query = terms + (queries_own ? own.token : token);
+    const float p = exp2_fast(params.scale_log2 * a0.dot(b0) - params.terms.lse_log2[query]);
+    sum0.add(p * (a1.dot(b1) - params.terms.delta[query]), b0);
+    sum1.add(p, b1);
+  });
   sum0.store<T>(to0, params.head_dim, params.scale);
   if (!queries_own) sum1.store<T>(to1, params.head_dim, 1);
 }

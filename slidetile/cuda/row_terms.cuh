@@ -24,6 +24,7 @@ struct RowTerms {
 struct RowTermsParams {
   Rows out, dout, lse;
   RowTerms terms;
+  TilingView query;
   const int32_t* query_lengths = nullptr;
   int heads = 0, head_dim = 0;
   int64_t rows = 0;
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(256) compute_row_terms(const __grid_constant__
   if (row >= params.rows) return;
   const int64_t tokens = params.terms.tokens, token = row % tokens, in_heads = row / tokens;
   const int lane = threadIdx.x % 32, h = static_cast<int>(in_heads % params.heads), b = static_cast<int>(in_heads / params.heads);
-  const bool used = params.query_lengths == nullptr || token < params.query_lengths[b];
+  const bool used = token < length_in_use(params.query_lengths, b, params.query);
   float delta = 0;
   if (used) {
     const char *out = params.out.of(b, h) + token * params.out.token, *dout = params.dout.of(b, h) + token * params.dout.token;
@@ -75,6 +76,7 @@ void launch_row_terms(const BackwardArgs& args) {
                      .dout = rows_of(args.dout),
                      .lse = rows_of(args.lse),
                      .terms = RowTerms::in(args.workspace, args.q),
+                     .query = args.plan.query,
                      .query_lengths = args.query_lengths,
                      .heads = static_cast<int>(args.q.heads()),
                      .head_dim = static_cast<int>(args.q.head_dim()),

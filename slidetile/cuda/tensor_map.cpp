@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "slidetile/cuda/driver.h"
@@ -14,6 +15,11 @@ namespace {
 
 constexpr int64_t kChannels = 64, kElementBytes = 2, kAlignment = 16;
 
+// How far a sheet's number is moved by a batch item and by a head.
+struct LongSteps {
+  int64_t batch = 0, head = 0;
+};
+
 // Elements between sheets: what the strides of batch and head have in common. Axes of extent 1 are never stepped along.
 int64_t sheet_stride(const TensorView& tensor) noexcept {
   const int64_t batch = tensor.batch() > 1 ? tensor.strides[0] : 0, head = tensor.heads() > 1 ? tensor.strides[1] : 0;
@@ -21,12 +27,16 @@ int64_t sheet_stride(const TensorView& tensor) noexcept {
   return common == 0 ? kChannels : common;
 }
 
+LongSteps long_steps(const TensorView& tensor) noexcept {
+  const int64_t stride = sheet_stride(tensor);
+  return {.batch = tensor.batch() > 1 ? tensor.strides[0] / stride : 0, .head = tensor.heads() > 1 ? tensor.strides[1] / stride : 0};
+}
+
 }  // namespace
 
 SheetSteps sheet_steps(const TensorView& tensor) noexcept {
-  const int64_t stride = sheet_stride(tensor);
-  return {.batch_step = tensor.batch() > 1 ? static_cast<int32_t>(tensor.strides[0] / stride) : 0,
-          .head_step = tensor.heads() > 1 ? static_cast<int32_t>(tensor.strides[1] / stride) : 0};
+  const LongSteps steps = long_steps(tensor);
+  return {.batch_step = static_cast<int32_t>(steps.batch), .head_step = static_cast<int32_t>(steps.head)};
 }
 
 const char* tensor_map_why_not(const TensorView& tensor) noexcept {
@@ -35,8 +45,13 @@ const char* tensor_map_why_not(const TensorView& tensor) noexcept {
   for (size_t axis = 0; axis < 3; ++axis) {
     const int64_t stride = tensor.strides[axis];
     if (tensor.shape[axis] <= 1) continue;
-    if (stride <= 0 || stride * kElementBytes % kAlignment != 0) return "a tensor has strides that are not multiples of 16 bytes";
+    if (stride <= 0) return "a tensor has strides of 0";
+    if (stride * kElementBytes % kAlignment != 0) return "a tensor has strides that are not multiples of 16 bytes";
     if (stride >= int64_t{1} << 32) return "a tensor has strides of 2^32 elements or more";
+  }
+  const LongSteps steps = long_steps(tensor);
+  if ((tensor.batch() - 1) * steps.batch + (tensor.heads() - 1) * steps.head > std::numeric_limits<int32_t>::max()) {
+    return "a tensor's strides of batch and head have too little in common";
   }
   return nullptr;
 }

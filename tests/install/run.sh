@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs a build into an empty folder, looks at what lies there, and builds and runs a consumer against it.
+# Installs a build into an empty folder, looks at what lies there, and builds all headers and the examples against it.
 #   run.sh BUILD_DIR CMAKE CXX
 set -euo pipefail
 build=$1 cmake=$2 cxx=$3
@@ -17,12 +17,15 @@ diff "$work/installed" "$work/listed" || fail "the installed headers (<) are not
 ! grep -rlF "$source" "$work/prefix/lib/"*/cmake "$work/prefix/lib/cmake" 2>/dev/null || fail "the package names the source tree"
 
 sed 's|^\./\(.*\)$|#include <\1>|' "$work/installed" >"$work/headers.cpp"
-mkdir "$work/consumer" && cp "$source/tests/install/CMakeLists.txt" "$work/headers.cpp" "$work/consumer/"
-"$cmake" -S "$work/consumer" -B "$work/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_PREFIX_PATH="$work/prefix" \
-  -DEXAMPLE="$source/examples/attention.cpp" >"$work/log" 2>&1 || { cat "$work/log"; fail "find_package(slidetile) failed"; }
-"$cmake" --build "$work/build" >"$work/log" 2>&1 || { cat "$work/log"; fail "the consumer does not build"; }
-"$work/build/consumer"
+mkdir "$work/headers" && cp "$source/tests/install/CMakeLists.txt" "$work/headers.cpp" "$work/headers/"
+for project in "$work/headers" "$source/examples"; do
+  build=$work/build/$(basename "$project")
+  "$cmake" -S "$project" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_COMPILER="$cxx" -DCMAKE_PREFIX_PATH="$work/prefix" \
+    >"$work/log" 2>&1 || { cat "$work/log"; fail "find_package(slidetile) failed for $project"; }
+  "$cmake" --build "$build" >"$work/log" 2>&1 || { cat "$work/log"; fail "$project does not build"; }
+done
+"$work/build/examples/example_attention"
 
 program=$work/prefix/bin/slidetile
 if [ -x "$program" ]; then "$program" --help >/dev/null || fail "the installed program does not run"; fi
-echo "install: $(wc -l <"$work/installed") headers; a consumer builds and runs"
+echo "install: $(wc -l <"$work/installed") headers; the examples build and run"
