@@ -9,6 +9,7 @@
 #include "bench/cuda_cases.h"
 #include "commands.h"
 #include "options.h"
+#include "slidetile/error.h"
 
 namespace {
 
@@ -41,11 +42,11 @@ void add_bench_command(CLI::App& app) {
   command->add_option("--device", options->device, "cpu or cuda")->capture_default_str()->type_name("DEVICE");
   command->add_option("--seconds", options->round_seconds, "On cuda: a round of launches is shorter than this")
       ->capture_default_str()
-      ->check(CLI::Validator(CLI::PositiveNumber).description(""))
       ->type_name("S");
   command->footer("Cases on cpu:\n" + wrapped(slidetile::bench::case_names()) + "\nCases on cuda:\n" +
                   wrapped(slidetile::bench::cuda_case_names()) + kFooter);
   command->callback([options, full] {
+    slidetile::require(options->round_seconds > 0, "bench: --seconds: ", options->round_seconds, ", expected more than 0");
     options->extent = *full ? Extent::kFull : Extent::kQuick;
     if (const int result = slidetile::bench::run_bench(*options); result != 0) throw CLI::RuntimeError(result);
   });

@@ -261,7 +261,10 @@ void add_generate_command(CLI::App& app) {
       ->type_name("FILE");
   command->add_option("--model", arguments->generator.model, "Folder of the model (default: the one that comes with the project)")
       ->type_name("FOLDER");
-  command->add_option("--seed", arguments->seed, "Seed of the noise that the clip starts from")->capture_default_str()->type_name("N");
+  command->add_option("--seed", arguments->seed, "Seed of the noise that the clip starts from")
+      ->capture_default_str()
+      ->type_name("N")
+      ->check(not_negative);
   command->add_option("--steps", arguments->steps, "Sampling steps")->capture_default_str()->type_name("N");
   command->add_option("--guidance", arguments->guidance, "How strongly the sentence is followed; 1 halves the work")
       ->capture_default_str()

@@ -113,7 +113,10 @@ void add_judge_command(CLI::App& app) {
   command->add_option("--guidance", request.guidance, "Weight of the sentence, 1 for none beyond the model's own")
       ->capture_default_str()
       ->type_name("X");
-  command->add_option("--seed", request.seed, "Seed of the first clip; each next has the next")->capture_default_str()->type_name("N");
+  command->add_option("--seed", request.seed, "Seed of the first clip; each next has the next")
+      ->capture_default_str()
+      ->type_name("N")
+      ->check(not_negative);
   command->add_option("--tile", arguments->tile, "Extent of a tile in tokens")->capture_default_str()->type_name("TxHxW");
   command->add_option("--window", arguments->window, "Window of all heads, in tiles (default: dense)")->type_name("TxHxW");
   command->add_option("--batch", request.batch, "Clips at once")->capture_default_str()->type_name("N");

@@ -51,6 +51,17 @@ void add_commands(CLI::App& app) {
   for (CLI::App* command : app.get_subcommands({})) command->group("Commands");
 }
 
+std::string expectation(const CLI::ParseError& error) {
+  return dynamic_cast<const CLI::ConversionError*>(&error) != nullptr ? ", expected a number" : "";
+}
+
+// " attend" where the command line names a command.
+std::string command_of(const CLI::App& app, char** argv) {
+  if (argv[0] == nullptr || argv[1] == nullptr) return "";
+  const std::string name = argv[1];
+  return app.get_subcommands([&](const CLI::App* command) { return command->get_name() == name; }).empty() ? "" : ' ' + name;
+}
+
 int run(int argc, char** argv) {
   start_with_patient_threads(argv);
   CLI::App app("Sliding tile attention for video diffusion transformers.", "slidetile");
@@ -72,7 +83,8 @@ int run(int argc, char** argv) {
   } catch (const CLI::RuntimeError& status) {
     return status.get_exit_code();  // of a command that has said all
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() != 0) return report(error.what() + std::string("; see slidetile --help"));
+    if (error.get_exit_code() != 0)
+      return report(error.what() + expectation(error) + "; see slidetile" + command_of(app, argv) + " --help");
     app.exit(error);  // prints the help or the version
     return std::cout.flush() ? 0 : report("cannot write to the standard output");
   }

@@ -27,3 +27,5 @@ std::string wrapped(const std::vector<std::string>& names, size_t width) {
   }
   return text + line;
 }
+
+std::string not_negative(const std::string& text) { return text.starts_with('-') ? "got " + text + ", expected 0 or more" : ""; }

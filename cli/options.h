@@ -14,3 +14,6 @@ std::string joined(const std::vector<std::string>& names);
 
 /// joined() in lines of at most `width` characters.
 std::string wrapped(const std::vector<std::string>& names, size_t width = 120);
+
+/// For options of unsigned numbers, into which a negative one would wrap: what is wrong with the text, or nothing.
+std::string not_negative(const std::string& text);

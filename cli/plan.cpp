@@ -115,15 +115,11 @@ Plan make_plan(const PlanArguments& arguments, const Grid& grid) {
   return full_plan(grid, arguments.extra);
 }
 
-struct Blocks {
-  int64_t query = 0, key = 0;
-  BlockCounts counts;
-};
-
 std::optional<Blocks> blocks_of(const Plan& plan, const PlanArguments& arguments) {
   if (arguments.block.empty()) return std::nullopt;
   const Dim3 extent = extents("--block", arguments.block);
-  require(extent.t == 1, "--block: got '", arguments.block, "', expected query slots x key slots, for example 64x128");
+  require(extent.t == 1 && arguments.block.find('x') != std::string::npos, "--block: got '", arguments.block,
+          "', expected query slots x key slots, for example 64x128");
   return Blocks{extent.h, extent.w, count_blocks(plan, extent.h, extent.w)};
 }
 
@@ -202,7 +198,7 @@ void print_table(const Plan& plan, const PlanArguments& arguments, const PlanRep
                              count(report.canvas.all - report.canvas.full - report.canvas.mixed) + " empty");
   line("  over the canvas", shares(report.canvas));
   line("  of the centre tile", shares(report.centre));
-  if (const std::optional<Blocks> blocks = blocks_of(plan, arguments)) {
+  if (const std::optional<Blocks>& blocks = report.blocks) {
     line(("blocks of " + arguments.block).c_str(), grouped(blocks->counts.full) + " full, " + grouped(blocks->counts.partial) +
                                                        " partial, " + grouped(blocks->counts.empty) + " empty");
   }
@@ -244,7 +240,7 @@ void print_json(const Plan& plan, const PlanArguments& arguments, const PlanRepo
   json["full_tile_pairs"] = static_cast<int64_t>(report.canvas.full);
   json["partial_tile_pairs"] = static_cast<int64_t>(report.canvas.mixed);
   json["empty_tile_pairs"] = static_cast<int64_t>(report.canvas.all - report.canvas.full - report.canvas.mixed);
-  if (const std::optional<Blocks> blocks = blocks_of(plan, arguments)) {
+  if (const std::optional<Blocks>& blocks = report.blocks) {
     json["blocks"] = {{"query", blocks->query},
                       {"key", blocks->key},
                       {"full", blocks->counts.full},
@@ -289,7 +285,8 @@ void run(const PlanArguments& arguments) {
   if (!arguments.png.empty()) require_writable(arguments.png);
   const Grid grid(extents("--canvas", arguments.canvas), extents("--tile", arguments.tile));
   const Plan plan = make_plan(arguments, grid);
-  const PlanReport report = report_on(plan, arguments.heads, arguments.head_dim);
+  PlanReport report = report_on(plan, arguments.heads, arguments.head_dim);
+  report.blocks = blocks_of(plan, arguments);
   if (!arguments.png.empty()) draw(plan, arguments);
   if (arguments.json) {
     print_json(plan, arguments, report);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 
 #include "slidetile/device_plan.h"
 #include "slidetile/plan.h"
@@ -9,6 +10,12 @@
 /// Pairs of tiles by how much of them is visible.
 struct TilePairs {
   double full = 0, mixed = 0, all = 0;  // numbers of pairs
+};
+
+/// Blocks of so many query and key slots.
+struct Blocks {
+  int64_t query = 0, key = 0;
+  slidetile::BlockCounts counts;
 };
 
 /// Fractions are of all pairs.
@@ -20,6 +27,7 @@ struct PlanReport {
   double keys_mean = 0;      // key tiles of a canvas tile's row
   int64_t keys_least = 0, keys_most = 0;
   int64_t bytes = 0;
+  std::optional<Blocks> blocks;  // where the caller asks for them
   slidetile::DeviceBlocks on_hopper;
   double hopper_waste = 0;  // pairs that it multiplies, as a multiple of the visible ones
 };
