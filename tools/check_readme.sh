@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# README's C++ example is examples/attention.cpp, which is built and run as a test, every file that README links to exists, and its chart is
-# drawn from the results that are kept.
+# README's C++ example is examples/attention.cpp, which is built and run as a test, every file that README links to exists, and its chart
+# and GPU tables are made from the results that are kept.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bad=0
@@ -15,5 +15,6 @@ done
 if ! python3 tools/make_chart.py - | cmp -s - docs/images/speed.svg; then
   echo "docs/images/speed.svg: not what tools/make_chart.py draws of bench/results"; bad=1
 fi
-[ $bad -eq 0 ] && echo "check_readme: the example, the links and the chart are right"
+python3 tools/make_gpu_tables.py --check || bad=1
+[ $bad -eq 0 ] && echo "check_readme: the example, the links, the chart and the GPU tables are right"
 exit $bad
