@@ -157,7 +157,7 @@ TEST_CASE("tensors of more than 2^31 elements") {
   for (const int64_t head_dim : {64, 128}) {
     const AttentionCase c = video_case(head_dim);
     const int64_t tokens = make_plan(c).query.tokens(), token_elements = c.batch * c.heads * head_dim,
-                  step = (kFar / tokens + 64) / 64 * 64;
+                  step = (kFar / (tokens - 1) + 64) / 64 * 64;
     const std::array<std::array<int64_t, 4>, 3> strides{
         {{kFar, tokens * head_dim, head_dim, 1}, {tokens * head_dim, kFar / 2, head_dim, 1}, {c.heads * head_dim, head_dim, step, 1}}};
     const std::array<int64_t, 3> apart{c.heads * tokens * head_dim, c.batch * tokens * head_dim, token_elements};

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-namespace slidetile::cuda {
+#include "slidetile/cuda/shared_address.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+namespace slidetile::cuda {
 
 /// Copies `bytes` (0 or 16) and fills up to 16 with zeros. Both addresses are multiples of 16, `from` is mapped even if bytes is 0.
 __device__ __forceinline__ void copy_async(uint32_t to, const void* from, int bytes) {

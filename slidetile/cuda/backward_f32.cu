@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads) backward_f32(const __grid_constant__
 
 const char* why_not(const BackwardArgs& args) noexcept {
   if (args.q.dtype != DType::kF32) return "bf16 and f16: cuda.sm80 takes them";
-  const char* reason = refusal(args.plan, args.q, Needs::kAmpere);
-  return reason != nullptr ? reason : refusal(args.transposed, args.q, Needs::kAmpere);
+  const char* reason = refusal(args.plan, args.q);
+  return reason != nullptr ? reason : refusal(args.transposed, args.q);
 }
 
 template <Own kOwn>

@@ -9,8 +9,8 @@ namespace {
 
 const char* why_not(const BackwardArgs& args) noexcept {
   if (args.q.dtype == DType::kF32) return "f32: it multiplies bf16 and f16";
-  const char* reason = refusal(args.plan, args.q, Needs::kAmpere);
-  return reason != nullptr ? reason : refusal(args.transposed, args.q, Needs::kAmpere);
+  const char* reason = refusal(args.plan, args.q);
+  return reason != nullptr ? reason : refusal(args.transposed, args.q);
 }
 
 BackwardPasses passes_of(const BackwardArgs& args) {

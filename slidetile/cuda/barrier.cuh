@@ -3,10 +3,9 @@
 
 #include <cstdint>
 
-namespace slidetile::cuda {
+#include "slidetile/cuda/shared_address.cuh"
 
-/// Address of shared memory as PTX takes it.
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
+namespace slidetile::cuda {
 
 // An mbarrier is 8 bytes of shared memory, given by its address. It counts arrivals and bytes in flight; a phase ends when both are
 // done, and phases alternate between parities 0 and 1. A fresh barrier is in phase 0: waiting for parity 1 passes at once.

@@ -2,6 +2,7 @@
 #include "slidetile/device_plan.h"
 
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "slidetile/cuda/backward_lowering.h"
@@ -51,30 +52,17 @@ PlanView add(Image& image, const Plan& plan) {
   return view;
 }
 
-// A plan's lowering, and where its tables lie in the image.
-struct Lowered {
-  cuda::LoweringImage image;
+// A lowering, and where its tables lie in the image.
+template <typename Lowering>
+struct Placed {
+  Lowering lowering;
   size_t at = 0;
 };
 
-Lowered add_lowering(Image& image, const Plan& plan) {
-  Lowered lowered{.image = cuda::lower(plan), .at = 0};
-  const std::vector<std::byte>& tables = lowered.image.bytes;
-  lowered.at = reinterpret_cast<size_t>(image.add(tables.data(), static_cast<int64_t>(tables.size())));
-  return lowered;
-}
-
-// The same of a transposed plan, for the backward pass.
-struct BackwardLowered {
-  cuda::BackwardLoweringImage image;
-  size_t at = 0;
-};
-
-BackwardLowered add_backward_lowering(Image& image, const Plan& transposed, int32_t slots) {
-  BackwardLowered lowered{.image = cuda::lower_backward(transposed, slots), .at = 0};
-  const std::vector<std::byte>& tables = lowered.image.bytes;
-  lowered.at = reinterpret_cast<size_t>(image.add(tables.data(), static_cast<int64_t>(tables.size())));
-  return lowered;
+template <typename Lowering>
+Placed<Lowering> place(Image& image, Lowering lowering) {
+  const auto at = reinterpret_cast<size_t>(image.add(lowering.bytes.data(), static_cast<int64_t>(lowering.bytes.size())));
+  return {std::move(lowering), at};
 }
 
 struct Relocation {
@@ -131,9 +119,9 @@ struct DevicePlan::State {
     cuda::properties_of(to.index);  // throws where there is no such device
     Image image;
     plan = add(image, host);
-    const Lowered lowered = add_lowering(image, host);
-    Lowered transposed_lowered;
-    BackwardLowered backward_lowered;
+    const auto lowered = place(image, cuda::lower(host));
+    Placed<cuda::LoweringImage> transposed_lowered;
+    Placed<cuda::BackwardLoweringImage> backward_lowered;
     if (host_transposed != nullptr) {
       validate(*host_transposed);
       require(host_transposed->query == host.key && host_transposed->key == host.query && host_transposed->heads() == host.heads(),
@@ -141,8 +129,8 @@ struct DevicePlan::State {
               host_transposed->key.tokens(), " tokens and ", host_transposed->heads(), " heads, expected ", host.key.tokens(), " x ",
               host.query.tokens(), " and ", host.heads());
       transposed = add(image, *host_transposed);
-      transposed_lowered = add_lowering(image, *host_transposed);
-      backward_lowered = add_backward_lowering(image, *host_transposed, cuda::properties_of(to.index).multiprocessors);
+      transposed_lowered = place(image, cuda::lower(*host_transposed));
+      backward_lowered = place(image, cuda::lower_backward(*host_transposed, cuda::properties_of(to.index).multiprocessors));
       has_transposed = true;
     }
     device = to.index;
@@ -154,12 +142,12 @@ struct DevicePlan::State {
     cuda::check(cudaStreamSynchronize(on), "device plan: copy");
     const Relocation move{static_cast<std::byte*>(memory)};
     relocate(plan, to, move);
-    lowering = cuda::relocated(lowered.image, move.base + lowered.at);
+    lowering = cuda::relocated(lowered.lowering, move.base + lowered.at);
     plan.lowering = &lowering;
     if (has_transposed) {
       relocate(transposed, to, move);
-      transposed_lowering = cuda::relocated(transposed_lowered.image, move.base + transposed_lowered.at);
-      backward = cuda::relocated(backward_lowered.image, move.base + backward_lowered.at);
+      transposed_lowering = cuda::relocated(transposed_lowered.lowering, move.base + transposed_lowered.at);
+      backward = cuda::relocated(backward_lowered.lowering, move.base + backward_lowered.at);
       transposed_lowering.backward = &backward;
       transposed.lowering = &transposed_lowering;
     }

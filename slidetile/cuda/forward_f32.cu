@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(kThreads) forward_f32(const __grid_constant__ 
 
 const char* why_not(const ForwardArgs& args) noexcept {
   if (args.q.dtype != DType::kF32) return "bf16 and f16: cuda.sm80 takes them";
-  return refusal(args.plan, args.q, Needs::kAmpere);
+  return refusal(args.plan, args.q);
 }
 
 void run(const ForwardArgs& args) {

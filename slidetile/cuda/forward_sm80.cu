@@ -11,7 +11,7 @@ namespace {
 
 const char* why_not(const ForwardArgs& args) noexcept {
   if (args.q.dtype == DType::kF32) return "f32: it multiplies bf16 and f16";
-  return refusal(args.plan, args.q, Needs::kAmpere);
+  return refusal(args.plan, args.q);
 }
 
 void run(const ForwardArgs& args) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "slidetile/cuda/forward_sm90_layout.cuh"
+#include "slidetile/cuda/quad.cuh"
 
 namespace slidetile::cuda {
 
@@ -40,9 +41,7 @@ __device__ __forceinline__ void store_unit(const HopperForwardParams& p, const O
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const int32_t row = static_cast<int32_t>(place.thread / 32 * 16 + place.thread % 32 / 4 + 8 * half);
-    float sum = softmax.sum[half];
-    sum += __shfl_xor_sync(~0u, sum, 1);
-    sum += __shfl_xor_sync(~0u, sum, 2);
+    const float sum = quad_sum(softmax.sum[half]);
     int32_t token = block.w + row;
     if (!(flags & kBlockExtra)) {
       const int32_t line = row / box_w;

@@ -3,14 +3,9 @@
 #pragma once
 
 #include "slidetile/cuda/forward_sm90_layout.cuh"
+#include "slidetile/cuda/quad.cuh"
 
 namespace slidetile::cuda {
-
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// The larger of a row's scores in this thread.
 template <int kScores>
@@ -19,11 +14,6 @@ __device__ __forceinline__ float row_maximum(const float (&s)[kScores], int row)
 #pragma unroll
   for (int i = 4; i < kScores; i += 4) m = fmaxf(m, fmaxf(s[i + 2 * row], s[i + 2 * row + 1]));
   return m;
-}
-/// The largest of four lanes, which share a row.
-__device__ __forceinline__ float quad_maximum(float m) {
-  m = fmaxf(m, __shfl_xor_sync(~0u, m, 1));
-  return fmaxf(m, __shfl_xor_sync(~0u, m, 2));
 }
 
 /// The softmax of the two rows of a thread with the maximum of the first step as its reference, whatever comes later: sums and the
@@ -40,7 +30,7 @@ struct FirstStepSoftmax {
   __device__ __forceinline__ void prepare(const float (&s)[kScores], float (&)[kSums], const HopperForwardParams& p) {
     if (first) [[unlikely]] {
 #pragma unroll
-      for (int row = 0; row < 2; ++row) minus_reference[row] = -quad_maximum(row_maximum(s, row)) * p.scale_log2 - kHeadroom;
+      for (int row = 0; row < 2; ++row) minus_reference[row] = -quad_max(row_maximum(s, row)) * p.scale_log2 - kHeadroom;
       first = false;
     }
   }
@@ -63,7 +53,7 @@ struct LazySoftmax {
     bool positive = true;
 #pragma unroll
     for (int row = 0; row < 2; ++row) {
-      const float m = quad_maximum(row_maximum(s, row));
+      const float m = quad_max(row_maximum(s, row));
       if (m > limit[row]) {
         const float reference = m * p.scale_log2;
         const float factor = limit[row] == -INFINITY ? 0.0f : exp2_fast(-minus_reference[row] - reference);

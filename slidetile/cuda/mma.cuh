@@ -1,18 +1,15 @@
-// Tensor-core products of one warp (mma.sync m16n8k16), the loads that feed them (ldmatrix), and conversions of their operands.
+// Tensor-core products of one warp (mma.sync m16n8k16), the loads that feed them (ldmatrix).
 //
 // Fragments, g = lane / 4, c = 2 * (lane % 4): A (16 x 16) holds rows g, g + 8 and columns c, c + 8, two elements a register;
 // B (16 x 8) holds rows c, c + 8 of column g; C (16 x 8) holds [g][c], [g][c + 1], [g + 8][c], [g + 8][c + 1].
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
-namespace slidetile::cuda {
+#include "slidetile/cuda/pack.cuh"
+#include "slidetile/cuda/quad.cuh"
 
-using Bf16 = __nv_bfloat16;
-using F16 = __half;
+namespace slidetile::cuda {
 
 /// c += a * b with f32 accumulation.
 template <typename T>
@@ -46,42 +43,6 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], uint3
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "r"(address)
                : "memory");
-}
-
-/// Two values as one register, round to nearest even, `low` in the lower half.
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high);
-
-template <>
-__device__ __forceinline__ uint32_t pack<Bf16>(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-template <>
-__device__ __forceinline__ uint32_t pack<F16>(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-
-/// 2^x within 2 ulp; exp2(-inf) is 0, subnormal results are 0.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// Over the four lanes that hold one row of C.
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(~0u, x, 1);
-  return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 /// Rows of kColumns 16-bit elements in shared memory, 16-byte chunks exchanged so that eight rows of one column of chunks lie in

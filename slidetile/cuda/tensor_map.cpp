@@ -1,6 +1,7 @@
 #include "slidetile/cuda/tensor_map.h"
 
 #include <cudaTypedefs.h>
+#include <cuda_runtime_api.h>
 
 #include <array>
 #include <cstring>
@@ -83,8 +84,9 @@ CUtensorMap make_tensor_map(const TensorView& tensor, const MapExtent& extent) {
                                  base, dims.data(), strides.data(), box.data(), element_strides.data(), CU_TENSOR_MAP_INTERLEAVE_NONE,
                                  CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (status != CUDA_SUCCESS) {
-    fail(ErrorCode::kDevice, "cuTensorMapEncodeTiled: error ", static_cast<int>(status), " for ", extent.extent, " tokens in boxes of ",
-         extent.box, ", ", token, " elements between tokens");
+    // The runtime's errors have the driver's numbers.
+    fail(ErrorCode::kDevice, "cuTensorMapEncodeTiled: ", cudaGetErrorName(static_cast<cudaError_t>(status)), " for ", extent.extent,
+         " tokens in boxes of ", extent.box, ", ", token, " elements between tokens");
   }
   return map;
 }

@@ -7,10 +7,6 @@
 
 namespace slidetile::cuda {
 
-__device__ __forceinline__ void prefetch_map(const CUtensorMap* map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(map)) : "memory");
-}
-
 /// Where a box lies: see tensor_map.h.
 struct BoxOrigin {
   int32_t channel, w, h, t, sheet;

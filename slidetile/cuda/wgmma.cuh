@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "slidetile/cuda/pack.cuh"
 #include "slidetile/cuda/wgmma_descriptor.h"
 
 namespace slidetile::cuda {
@@ -109,17 +110,5 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[kN / 2], const uint32
 #undef SLIDETILE_WGMMA_OUT128
 #undef SLIDETILE_WGMMA_SHARED_128
 #undef SLIDETILE_WGMMA_REGISTERS_128
-
-/// Two floats as two packed 16-bit elements, the first in the low half.
-template <typename T>
-__device__ __forceinline__ uint32_t pack(float low, float high) {
-  uint32_t packed;
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  } else {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  }
-  return packed;
-}
 
 }  // namespace slidetile::cuda
